@@ -1,0 +1,47 @@
+"""The model card: the manifest told to people (Mitchell et al. 2019, Model Cards for Model Reporting)."""
+
+from models.manifest import Accuracy, Manifest, Metrics
+
+
+def card(manifest: Manifest) -> str:
+    """The card as Markdown."""
+    metrics = manifest.metrics or Metrics()
+    rows = [
+        ("Version", manifest.version),
+        ("Architecture", f"{manifest.architecture.name} {manifest.architecture.arguments}"),
+        ("Input", f"RGB, {manifest.input_size} x {manifest.input_size} px, centre crop {manifest.crop:g}"),
+        ("Validation accuracy", told(metrics.validation)),
+        ("Test accuracy", told(metrics.test)),
+        ("Temperature", f"{manifest.temperature:.3f}"),
+        ("Data fingerprint", manifest.data_fingerprint or "unknown"),
+        (
+            "Trained with",
+            str(manifest.recipe) if manifest.recipe else "unknown recipe (exported from existing weights)",
+        ),
+        ("torch", ", ".join(f"{name} {version}" for name, version in manifest.torch.items())),
+        ("Created", manifest.created.isoformat(timespec="seconds")),
+        ("Digest", manifest.digest),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    classes = "\n".join(f"{index}. {name}" for index, name in enumerate(manifest.classes))
+    return f"""# {manifest.name}
+
+An image classifier for {len(manifest.classes)} classes. It answers for every picture, also for pictures of none of
+them: probabilities are calibrated for pictures like those it was validated on, and mean little for others.
+
+| | |
+|---|---|
+{table}
+
+## Classes
+
+{classes}
+"""
+
+
+def told(accuracy: Accuracy | None) -> str:
+    """An accuracy with its conditions, or that it is unknown."""
+    if accuracy is None:
+        return "not measured"
+    low, high = accuracy.interval
+    return f"{accuracy.value:.2%} of {accuracy.n:,} images (95 % interval {low:.2%} to {high:.2%})"

@@ -1,0 +1,130 @@
+"""Bytes to RGB: the one decoder of training, evaluation and serving.
+
+    mode of the file                          becomes RGB by
+    1, L, P, YCbCr, CMYK, RGB                 Pillow's conversion
+    LA, PA, RGBA, and any with transparency   composing over white
+    I;16*, I (16-bit grey)                    value / 257, rounded
+
+The picture is turned upright by its EXIF orientation; of several frames the first is taken. Colour profiles are not
+applied. Of 16-bit colour (RGB, LA, RGBA) Pillow keeps the high byte, at most one level from value / 257.
+"""
+
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import ImageError, OversizedMetadata, TooManyPixels, Undecodable, UnsupportedFormat
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 40_000_000
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif")
+EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# `decode` compares the announced size with its own limit; Pillow's would warn or raise at another one.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode(
+    body: bytes | memoryview,
+    *,
+    input_size: int,
+    crop: float = 1.0,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+) -> torch.Tensor:
+    """Decode an encoded picture for a model of `input_size` and `crop`: uint8 (3, H, W), RGB.
+
+    A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that keeps the crop's side at 2 x `input_size` or more.
+
+    Raises:
+        ImageError: the subclass says why; the text is fit for the client.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=formats) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise TooManyPixels(f"The image has {width} x {height} pixels; at most {max_pixels} are accepted.")
+            scale = jpeg_scale(min(width, height), input_size, crop)
+            if scale > 1 and image.format in ("JPEG", "MPO"):
+                image.draft(None, (width // scale, height // scale))
+            image.load()
+            pixels = np.array(to_rgb(upright(image)))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise unsupported(bytes(body[:16]), formats) from None
+    except Exception as error:  # damaged input makes Pillow's parsers raise OSError, SyntaxError, struct.error and more
+        raise damaged(error) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def crop_side(shorter: int, crop: float) -> int:
+    """Side of the centred square that `preprocess` cuts from an image with this `shorter` side, in pixels."""
+    return max(1, round(crop * shorter))
+
+
+def jpeg_scale(shorter: int, input_size: int, crop: float) -> int:
+    """The largest denominator of JPEG's scaled decoding that keeps the crop's side at 2 x `input_size` or more."""
+    scales = (8, 4, 2)
+    return next((scale for scale in scales if crop_side(-(-shorter // scale), crop) >= 2 * input_size), 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn the picture as its EXIF orientation says; a damaged EXIF block is no orientation."""
+    try:
+        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # Pillow's EXIF parser raises many types, and metadata does not touch the pixels
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to mode RGB by the table above."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def to_8_bit(values: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Scale uint16-ranged grey values (H, W) to uint8 by 1/257, rounded: 65,535 becomes 255."""
+    scaled: NDArray[np.uint32] = (np.clip(values, 0, 65_535).astype(np.uint32) + 128) // 257
+    return scaled.astype(np.uint8)
+
+
+def damaged(error: Exception | None = None) -> ImageError:
+    """What to tell the client of an accepted format that cannot be decoded."""
+    # Pillow bounds decompressed text and profiles (PngImagePlugin.MAX_TEXT_CHUNK) with a ValueError of this wording.
+    if isinstance(error, ValueError) and "too large" in str(error).lower():
+        return OversizedMetadata("The image's compressed metadata expands beyond the limit.")
+    return Undecodable("The image is damaged or incomplete and cannot be decoded.")
+
+
+def unsupported(head: bytes, formats: tuple[str, ...]) -> ImageError:
+    """Tell a foreign format from an accepted one that is too damaged to be recognised."""
+    accepted = ", ".join(formats)
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return UnsupportedFormat(
+            f"HEIC/HEIF and AVIF are not accepted; convert the photo to JPEG. Accepted: {accepted}."
+        )
+    magics = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
+    if any(head.startswith(magic) for name, magic in magics.items() if name in formats):
+        return damaged()
+    if "WEBP" in formats and head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return damaged()
+    return UnsupportedFormat(f"The body is not an image of an accepted format. Accepted: {accepted}.")
