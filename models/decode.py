@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from models.errors import ImageError, OversizedMetadata, TooManyPixels, Undecodable, UnsupportedFormat
+from models.formats import FORMATS, MAX_PIXELS
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 40_000_000
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif")
 EXIF_ORIENTATION = 0x0112
 TURNS = {
