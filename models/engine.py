@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
 from models.decode import decode
-from models.errors import ArtifactError
+from models.errors import ArtifactError, DeviceError
 from models.goldens import JPEG_LEVELS
 
 CUDA_TOLERANCE = 1e-3
@@ -83,6 +83,21 @@ def prepare(artifact: Artifact, device: torch.device, dtype: str = "fp32", max_b
         take(engine, name, step)
     warm(engine)
     return engine
+
+
+def choose(wanted: str, offered: str, dtype: str) -> torch.device:
+    """The device for `wanted` (auto, cpu, cuda, cuda:0,1): the `offered` one; for `auto` the first GPU if there is one.
+
+    Raises:
+        DeviceError: no such GPU, or a dtype that only a GPU has.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device("cuda:0" if wanted == "auto" and there else offered)
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise DeviceError(f"device {wanted}: expected a GPU {device}, found {there} GPUs; use cpu")
+    if dtype == "tf32" and device.type != "cuda":
+        raise DeviceError("dtype tf32: expected a GPU, found none; use fp32 or bf16")
+    return device
 
 
 def steps_for(device: torch.device) -> dict[str, Callable[[Module], Module]]:

@@ -1,6 +1,7 @@
 """What can be wrong with an artifact or an image.
 
     ArtifactError            the exported file cannot be trusted or used
+    DeviceError              a device or dtype that is not to be had
     ImageError               a body that does not become pixels
     ├── UnsupportedFormat    not a format that is accepted here
     ├── TooManyPixels        the header announces more pixels than allowed
@@ -20,6 +21,10 @@ class ArtifactError(Exception):
 
     def __init__(self, path: Path | str, expected: str, found: str) -> None:
         super().__init__(f"{path}: expected {expected}, found {found}")
+
+
+class DeviceError(Exception):
+    """A device that is not there, or a dtype that it does not have; one line."""
 
 
 class ImageError(Exception):

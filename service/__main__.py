@@ -1,0 +1,40 @@
+"""`python -m service`: settings and the artifact's seal are checked before anything heavy is imported."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+from models import manifest as manifests
+from models.errors import ArtifactError
+from service import settings as settings_module
+from service.settings import SettingsError
+
+
+def main() -> int:
+    """Serve; exit code 2 with one line where a setting or the artifact is wrong."""
+    try:
+        settings = settings_module.load(sys.argv[1:], os.environ)
+        manifest = manifests.read(settings.model)
+    except (SettingsError, ArtifactError) as error:
+        return refuse(error)
+    # prometheus_client chooses its multi-process mode by this variable when it is imported.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="darkroom-metrics-")
+    from service.server import StartError, run
+
+    try:
+        return run(settings, manifest)
+    except StartError as error:
+        return refuse(error)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def refuse(error: Exception) -> int:
+    """Say why in one line."""
+    print(f"darkroom: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

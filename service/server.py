@@ -1,0 +1,271 @@
+"""The composition root: LitServe's processes around our transport, batching and endpoint.
+
+    main        settings, artifact's seal, sockets; starts and watches the others; signals
+    ├─ manager  LitServe's own
+    ├─ worker   (one or more, spawned) artifact -> engine -> batching
+    └─ http     (one or more, forked) uvicorn -> boundary -> routes; no torch here
+
+LitServe 0.2.19 is extended through these names, held by tests/service/test_litserve_contract.py: `_init_manager`,
+`_transport`, `litapi_request_queues`, `_start_server`, `_monitor_workers`, `verify_worker_status`, `inference_workers`.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+from typing import Any
+
+import litserve
+from litserve.transport.base import MessageTransport
+from starlette.exceptions import HTTPException
+
+from models.manifest import Manifest
+from service import logs, metrics, routes
+from service.boundary import Boundary
+from service.channel import Channel
+from service.endpoint import LONGEST_TIMEOUT_MS, Predict
+from service.logs import logger
+from service.settings import Settings
+from service.transport import DRAINING, FAILED, READY, Transport
+from service.worker import Worker, end_with_parent
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75  # longer than the usual idle timeout of load balancers (60 s), so that they close first
+
+
+class StartError(Exception):
+    """The service cannot start; one line."""
+
+
+class Idle(MessageTransport):
+    """Stands where LitServe expects its own transport: answers come through `Channel`, so nothing is ever received."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Closing it tells the workers that the main process sends nothing."""
+        self.transport = transport
+        self.cancelled = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers get the transport itself as their request queue."""
+        return {}
+
+    def send(self, item: Any, consumer_id: int) -> None:
+        """Never called: the batching loop answers through the transport."""
+        raise NotImplementedError
+
+    async def areceive(self, *_: Any, **__: Any) -> Any:
+        """Wait to be cancelled; LitServe asks once more after that."""
+        if self.cancelled:
+            raise asyncio.CancelledError
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.cancelled = True
+
+    def close(self, **_: Any) -> None:
+        """Called by LitServe when it begins to stop."""
+        self.transport.close_requests()
+
+
+class Server(litserve.LitServer):
+    """LitServe with our transport, sockets and watch over the processes."""
+
+    def __init__(self, settings: Settings, manifest: Manifest, holder: socket.socket) -> None:
+        """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
+        accelerator, devices = litserve_devices(settings.device)
+        super().__init__(
+            Worker(settings),
+            accelerator=accelerator,
+            devices=devices,
+            workers_per_device=settings.workers,
+            timeout=False,
+        )
+        self.settings, self.holder = settings, holder
+        self.transport = Transport(settings.http_processes, settings.capacity_bytes)
+        self.sockets = [holder]
+        self.channel: Channel | None = None
+        self.failed = False
+        self._monitor_workers = False  # `watch` replaces it
+        self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
+        predict = Predict(manifest, settings, self.open_channel)
+        table = routes.build(manifest, settings, self.transport, predict)
+        self.app.router.routes[:] = table
+        self.app.user_middleware.clear()
+        self.app.add_middleware(Boundary, routes={route.path for route in table}, access_log=settings.access_log)
+        self.app.add_exception_handler(HTTPException, routes.translate)
+
+    def open_channel(self) -> Channel:
+        """This HTTP process's channel."""
+        assert self.channel is not None, "requests come after the lifespan has begun"
+        return self.channel
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        manager = super()._init_manager(num_api_servers)
+        self.litapi_request_queues[self.lit_api.api_path] = self.transport
+        self._transport = Idle(self.transport)
+        return manager
+
+    def verify_worker_status(self) -> None:
+        """Wait until every worker has proved the artifact; stop at the first that cannot."""
+        workers: list[BaseProcess] = self.inference_workers
+        while not all(self.transport.told(index) for index in range(len(workers))):
+            if wait([worker.sentinel for worker in workers], timeout=0.05):
+                code = next(worker.exitcode for worker in workers if worker.exitcode is not None)
+                if code == 2:
+                    raise SystemExit(2)  # it has said why
+                raise StartError(f"a model worker ended with exit code {code} while it was loading")
+
+    def _start_server(self, port: int, num: int, log_level: str, _: Any, kind: str, **kwargs: Any) -> dict[int, Any]:
+        kwargs.pop("fd")
+        processes: dict[int, Any] = super()._start_server(port, num, log_level, self.sockets, kind, **kwargs)
+        everyone = [*processes.values(), *self.inference_workers]
+        threading.Thread(target=self.watch, args=(everyone,), name="watch", daemon=True).start()
+        self.announce()
+        return processes
+
+    def announce(self) -> None:
+        """Say that the service answers, once it does."""
+        address = self.holder.getsockname()
+        while not answers(address):
+            if self.failed:
+                return
+        self.transport.phase = READY
+        banner(self.settings, address, self.transport.told(0) or {})
+
+    def watch(self, processes: list[BaseProcess]) -> None:
+        """End the service when a process that it cannot do without has ended."""
+        wait([process.sentinel for process in processes])
+        if self.transport.phase == DRAINING:
+            return
+        dead = next(process for process in processes if not process.is_alive())
+        logger.error("a process ended unexpectedly; stopping", extra={"process": dead.name, "exit_code": dead.exitcode})
+        self.failed = True
+        self.transport.phase = FAILED
+        self.transport.lost()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """An HTTP process begins: it ends with its parent and accepts on a socket of its own, evenly by the kernel."""
+        end_with_parent()
+        logs.configure(self.settings.log_format)
+        metrics.announce_reasons()
+        self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
+        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity)
+        async with super().lifespan(app):
+            yield
+        self.channel.close()
+
+
+def litserve_devices(device: str) -> tuple[str, Any]:
+    """LitServe's `accelerator` and `devices`; `auto` is resolved by the worker, the first process with torch."""
+    if not device.startswith("cuda"):
+        return "cpu", 1
+    numbers = device.partition(":")[2]
+    return "cuda", [int(number) for number in numbers.split(",")] if numbers else 1
+
+
+def listener(address: tuple[Any, ...], family: int, reuse_port: bool = True) -> socket.socket:
+    """A bound socket; with `reuse_port` beside others of this service on the same port."""
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(address)
+    bound.set_inheritable(True)
+    return bound
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """Bind, without listening: while the model loads, clients are refused instead of left waiting.
+
+    Raises:
+        StartError: the address cannot be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # Alone first: with SO_REUSEPORT a second service of the same user would quietly share the first one's requests.
+        listener(address, family, reuse_port=False).close()
+        return listener(address, family)
+    except OSError as error:
+        raise StartError(
+            f"--host {host} --port {port}: {error.strerror or error}; choose another with --port"
+        ) from None
+
+
+def answers(address: tuple[Any, ...]) -> bool:
+    """Whether somebody accepts connections there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
+    try:
+        socket.create_connection((host, address[1]), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) -> None:
+    """Where the service is and a line to try it with."""
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{address[1]}"
+    sample = settings.model.with_name("sample.png")
+    image = sample if sample.is_file() else "photo.jpg"
+    print(
+        f"Darkroom serves {settings.model} at {url} on {facts.get('device')} ({facts.get('dtype')})\n"
+        f"curl -F file=@{image} {url}/predict",
+        flush=True,
+    )
+
+
+def run(settings: Settings, manifest: Manifest) -> int:
+    """Serve until a signal; the process's exit code.
+
+    Raises:
+        StartError: the service cannot start.
+    """
+    started = monotonic()
+    logs.configure(settings.log_format)
+    server = Server(settings, manifest, hold_port(settings.host, settings.port))
+    main = os.getpid()
+
+    def stop(number: int, _: Any) -> None:
+        # Forked HTTP processes inherit this handler, and uvicorn raises the signal again at its end.
+        if os.getpid() != main:
+            return
+        # LitServe stops its children on KeyboardInterrupt only; plain SIGTERM would orphan them.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not server.failed:
+            server.transport.phase = DRAINING
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        server.run(
+            host="127.0.0.1",
+            port=8000,  # neither is used: `fd` replaces them
+            fd=server.holder.fileno(),
+            num_api_servers=settings.http_processes,
+            generate_client_file=False,
+            log_level="error",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            ws="none",
+        )
+    except KeyboardInterrupt:  # while loading
+        pass
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()
+        logger.info("stopped", extra={"seconds": round(monotonic() - started, 1)})
+    return 1 if server.failed else 0

@@ -1,0 +1,122 @@
+"""The service's settings: each declared once, with its flag, default, range and help. A flag wins over its variable.
+
+`--max-batch-size 8` and `DARKROOM_MAX_BATCH_SIZE=8` are the same setting.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, CliImplicitFlag, CliSettingsSource, SettingsConfigDict
+
+from models.formats import FORMATS, KNOWN_FORMATS, MAX_PIXELS
+
+PREFIX = "DARKROOM_"
+MIB = 1 << 20
+HELP = f"""Serve an artifact: POST images to /predict, watch /health and /metrics.
+
+  python -m service --model artifacts/model.pt
+  curl -F file=@photo.jpg http://127.0.0.1:8000/predict
+
+Every flag may be given as a variable instead: --max-batch-size 8 is {PREFIX}MAX_BATCH_SIZE=8."""
+
+
+class SettingsError(Exception):
+    """A setting that stops the start; one line."""
+
+
+def known_formats(formats: str) -> str:
+    """Formats as they are written in the setting, upper case; refuses one that is not known."""
+    names = formats.upper().replace("JPG", "JPEG").split(",")
+    if unknown := set(names) - set(KNOWN_FORMATS):
+        raise ValueError(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(KNOWN_FORMATS)}")
+    return ",".join(names)
+
+
+class Settings(BaseSettings):
+    """What the service is told from outside; frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+    )
+
+    model: Path = Field(description="the artifact to serve")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")] = Field(
+        "auto", description="auto (the first GPU if there is one), cpu, cuda, or GPUs by number: cuda:0,1"
+    )
+    dtype: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="number format of the network")
+    workers: int = Field(1, ge=1, le=64, description="model workers on each device")
+    http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")
+    max_batch_size: int = Field(32, ge=1, le=1024, description="most images in one forward pass")
+    max_delay_ms: float = Field(0, ge=0, le=1000, description="how long an idle model waits for a fuller batch")
+    capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered")
+    capacity_bytes: int = Field(256 * MIB, ge=MIB, description="most bytes of bodies accepted and not yet answered")
+    timeout_ms: int = Field(30_000, ge=1, le=60_000, description="deadline of a request that brings none")
+    max_body_bytes: int = Field(10 * MIB, ge=1, description="largest body")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=200_000_000, description="largest image, width x height")
+    max_images: int = Field(32, ge=1, le=1024, description="most images in one request")
+    formats: Annotated[str, AfterValidator(known_formats)] = Field(
+        ",".join(FORMATS).lower(), description=f"accepted formats, of {','.join(KNOWN_FORMATS).lower()}"
+    )
+    docs: CliImplicitFlag[bool] = Field(True, description="serve /docs and /openapi.json")
+    info: CliImplicitFlag[bool] = Field(True, description="serve /info")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
+    access_log: CliImplicitFlag[bool] = Field(False, description="log successes too, not only refusals and errors")
+
+    @property
+    def accepted_formats(self) -> tuple[str, ...]:
+        """`formats` as Pillow names them."""
+        return tuple(self.formats.upper().split(","))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that tells a mistake in one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; see python -m service --help")
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """The settings from flags and `DARKROOM_*` variables.
+
+    Raises:
+        SettingsError: an unknown flag or variable, or a value out of range; one line.
+    """
+    refuse_unknown(environment)
+    parser = Parser(prog="python -m service", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
+    try:
+        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        given = "" if first["type"] == "missing" else f", not {first['input']!r}"
+        advice = service_link_advice(environment) if "tcp://" in str(first["input"]) else ""
+        raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {first['msg']}{given}{advice}") from None
+
+
+def refuse_unknown(environment: Mapping[str, str]) -> None:
+    """pydantic-settings ignores unknown variables; a misspelt limit must not be silently without effect."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    if unknown := sorted(name for name in environment if name.upper().startswith(PREFIX) and name not in known):
+        names = ", ".join(unknown)
+        raise SettingsError(f"unknown variable {names}; see python -m service --help{service_link_advice(unknown)}")
+
+
+def service_link_advice(names: Sequence[str] | Mapping[str, str]) -> str:
+    """Advice where variables look like those that Kubernetes makes for a Service called `darkroom`."""
+    linked = any(name.endswith(("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR")) for name in names)
+    return " (made by Kubernetes for a Service of that name: set enableServiceLinks: false)" if linked else ""
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

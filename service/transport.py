@@ -1,0 +1,177 @@
+"""Bodies from the HTTP processes to the workers and answers back: no pickling, no lock, no polling.
+
+    HTTP process                                     worker
+    ------------                                     ------
+    body -> slot in the arena (memfd, mapped by all)
+    descriptor -> SEQPACKET "requests" ------------> receive() -> body(), a view of the slot
+    future <- SEQPACKET "answers", one a process <-- answer(), one message a batch and process
+
+A SEQPACKET message is atomic in the kernel: many may send and receive on one socket, and a killed process can hold
+nothing that the others need. Each HTTP process allocates in its own part of the arena alone. The arena begins with
+the board, where processes tell the others how they are.
+"""
+
+import json
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
+
+BOARD_BYTES = 64 * 1024
+CELL_BYTES = 1024
+PHASE_AT, WORKERS_AT = 0, CELL_BYTES
+LOADING, READY, DRAINING, FAILED = range(4)
+REQUEST = struct.Struct("<HQQIIdd")
+ANSWER = struct.Struct("<QHIfff")
+# Below Linux's default net.core.wmem_max (212,992), which bounds a message.
+MESSAGE_BYTES = 128 * 1024
+LOST_UID = 0  # the answer that says: no worker will answer any more
+
+
+class Item(NamedTuple):
+    """One image on its way to a worker: whose it is, where its body lies, how many predictions by when.
+
+    `accepted` and `deadline` are seconds of CLOCK_MONOTONIC, which Linux shares between processes.
+    """
+
+    process: int
+    uid: int
+    offset: int
+    length: int
+    top_k: int
+    accepted: float
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one image: `predictions` [(class index, probability)] highest first, or an error's `code`."""
+
+    uid: int
+    predictions: list[tuple[int, float]]
+    code: str = ""
+    detail: str = ""
+    queue: float = 0.0
+    decode: float = 0.0
+    inference: float = 0.0
+
+    def pack(self) -> bytes:
+        """Header, then the error as text, or the predictions as (uint32, float32) pairs."""
+        if self.code:
+            payload = f"{self.code}\0{self.detail}".encode()
+        else:
+            payload = b"".join(struct.pack("<If", *prediction) for prediction in self.predictions)
+        times = (self.queue, self.decode, self.inference)
+        return ANSWER.pack(self.uid, len(self.code), len(payload), *times) + payload
+
+    @classmethod
+    def unpack_all(cls, message: bytes) -> Iterable["Answer"]:
+        """The answers of one message."""
+        at = 0
+        while at < len(message):
+            uid, error, length, *times = ANSWER.unpack_from(message, at)
+            payload = message[at + ANSWER.size : at + ANSWER.size + length]
+            at += ANSWER.size + length
+            if error:
+                code, _, detail = payload.decode().partition("\0")
+                yield cls(uid, [], code, detail, *times)
+            else:
+                yield cls(uid, list(struct.iter_unpack("<If", payload)), "", "", *times)
+
+
+class Transport:
+    """Arena, board and sockets; made in the main process, inherited by forks, sent to spawned workers."""
+
+    def __init__(self, processes: int, capacity_bytes: int) -> None:
+        """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`."""
+        self.processes = processes
+        self.share = capacity_bytes // processes
+        self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, BOARD_BYTES + self.share * processes)
+        self.arena = mmap.mmap(self.fd, 0)
+        self.requests = pair()
+        self.answers = [pair() for _ in range(processes)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
+        receiver = self.requests[1]
+        senders = [sender for sender, _ in self.answers]
+        return {"processes": self.processes, "share": self.share, "fd": DupFd(self.fd), "ends": (receiver, senders)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the arena again in the worker."""
+        self.processes, self.share, self.fd = state["processes"], state["share"], state["fd"].detach()
+        self.arena = mmap.mmap(self.fd, 0)
+        receiver, senders = state["ends"]
+        self.requests = (None, receiver)  # type: ignore[assignment]
+        self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
+
+    # The worker's side
+
+    def receive(self) -> Item | None:
+        """Wait for the next image; None when no HTTP process is left to send any."""
+        message = self.requests[1].recv(REQUEST.size)
+        return Item._make(REQUEST.unpack(message)) if message else None
+
+    def body(self, item: Item) -> memoryview:
+        """The item's body where it lies; valid until it is answered."""
+        return memoryview(self.arena)[item.offset : item.offset + item.length]
+
+    def answer(self, process: int, answers: Iterable[Answer]) -> None:
+        """Send answers to one HTTP process, in as few messages as their size allows."""
+        sender = self.answers[process][0]
+        message = b""
+        for packed in map(Answer.pack, answers):
+            if message and len(message) + len(packed) > MESSAGE_BYTES:
+                sender.send(message)
+                message = b""
+            message += packed
+        if message:
+            sender.send(message)
+
+    # The board
+
+    @property
+    def phase(self) -> int:
+        """LOADING, READY, DRAINING or FAILED, as the main process sees the service."""
+        return self.arena[PHASE_AT]
+
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        self.arena[PHASE_AT] = phase
+
+    def tell(self, worker: int, facts: dict[str, Any]) -> None:
+        """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
+        text = json.dumps(facts).encode()
+        at = WORKERS_AT + worker * CELL_BYTES
+        self.arena[at + 4 : at + 4 + len(text)] = text
+        self.arena[at : at + 4] = len(text).to_bytes(4, "little")
+
+    def told(self, worker: int) -> dict[str, Any] | None:
+        """The facts of a ready worker, else None."""
+        at = WORKERS_AT + worker * CELL_BYTES
+        length = int.from_bytes(self.arena[at : at + 4], "little")
+        facts: dict[str, Any] | None = json.loads(self.arena[at + 4 : at + 4 + length]) if length else None
+        return facts
+
+    # The main process's side
+
+    def lost(self) -> None:
+        """Tell the HTTP processes that what they wait for will not be answered."""
+        for process in range(self.processes):
+            self.answer(process, [Answer(LOST_UID, [], "not_ready", "The model worker was lost; try again.")])
+
+    def close_requests(self) -> None:
+        """Give up the main process's sending end, so that workers end when the HTTP processes have."""
+        self.requests[0].close()
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A sending and a receiving end."""
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)  # as much as the kernel allows
+    return sender, receiver

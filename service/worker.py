@@ -1,0 +1,88 @@
+"""The worker process: loads and proves the artifact on its device, then hands it to the batching loop."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import litserve
+from litserve.loops.base import LitLoop
+
+from models.errors import ArtifactError, DeviceError
+from service import logs, metrics
+from service.settings import Settings
+from service.transport import Transport
+
+if TYPE_CHECKING:
+    from models.engine import Engine
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+class Worker(litserve.LitAPI):
+    """LitServe's seam for the model. Pickled into the spawned process; `setup` runs there."""
+
+    engine: "Engine"
+
+    def __init__(self, settings: Settings) -> None:
+        """Batching is the loop's, so LitServe is told of none."""
+        super().__init__(api_path="/_internal/predict", loop=BatchingLoop(settings))
+        self.settings = settings
+
+    def setup(self, device: str) -> None:
+        """Load, prove, optimise and warm; LitServe calls the worker ready when this returns.
+
+        An unusable artifact or device ends the process with exit code 2 and one line on stderr.
+        """
+        end_with_parent()
+        # A signal to the whole group must not end a worker before its requests are answered: the main process decides.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        logs.configure(self.settings.log_format)
+        # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
+        from models import artifact, engine
+
+        try:
+            chosen = engine.choose(self.settings.device, device, self.settings.dtype)
+            loaded = artifact.load(self.settings.model)
+            self.engine = engine.prepare(loaded, chosen, self.settings.dtype, self.settings.max_batch_size)
+        except (ArtifactError, DeviceError) as error:
+            print(f"darkroom: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+
+    def ready(self, transport: Transport, worker_id: int) -> None:
+        """Show on the board and in the metrics what this worker serves."""
+        manifest = self.engine.artifact.manifest
+        device, dtype = str(self.engine.device), self.engine.dtype
+        metrics.MODEL_INFO.labels(manifest.name, manifest.version, manifest.digest, device, dtype).set(1)
+        transport.tell(worker_id, {"device": device, "dtype": dtype, "optimisation_steps": self.engine.steps})
+
+    def predict(self, x: Any, **_: Any) -> Any:
+        """LitServe wants the method; the batching loop calls the engine."""
+        return self.engine.predict(x)
+
+
+class BatchingLoop(LitLoop):
+    """LitServe's seam for the worker's main loop: called once, after `Worker.setup`, until no more can come."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Sent to the worker by pickling."""
+        super().__init__()
+        self.settings = settings
+
+    def __call__(self, lit_api: Worker, device: str, worker_id: int, request_queue: Transport, *_: object) -> None:
+        """Serve until the last HTTP process has closed its end."""
+        from service.batching import Pipeline
+
+        lit_api.ready(request_queue, worker_id)
+        Pipeline(lit_api.engine, request_queue, self.settings).run()
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies, so that none is left behind (Linux)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        raise SystemExit(1)  # it died before prctl
