@@ -139,13 +139,13 @@ class Pipeline:
         started = monotonic()
         probabilities = self.probabilities(torch.stack([image.pixels for image in batch]))
         inference = monotonic() - started
-        metrics.STAGE_SECONDS.labels("inference").observe(inference)
         answers = []
         for image, row in zip(batch, probabilities, strict=True):
             decode = image.finished - image.started
             queue = max(0.0, started - image.item.accepted - decode)
             metrics.STAGE_SECONDS.labels("queue").observe(queue)
             metrics.STAGE_SECONDS.labels("decode").observe(decode)
+            metrics.STAGE_SECONDS.labels("inference").observe(inference)
             answers.append((image.item.process, self.answer(image.item, row, (queue, decode, inference))))
         for process, group in groupby(sorted(answers, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
             self.transport.answer(process, [answer for _, answer in group])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import count
 from time import monotonic
 
+from service import metrics
 from service.errors import AtCapacity
 from service.transport import BOARD_BYTES, LOST_UID, MESSAGE_BYTES, REQUEST, Answer, Item, Transport
 
@@ -97,6 +98,7 @@ class Channel:
         self.transport.arena[item.offset : item.offset + item.length] = body
         future: asyncio.Future[Answer] = self.loop.create_future()
         self.waiting[item.uid] = (item, future)
+        metrics.QUEUE_DEPTH.inc()
         self.backlog.append(REQUEST.pack(*item))
         self.flush()
         return future

@@ -108,6 +108,7 @@ class Server(litserve.LitServer):
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
+        self.transport.connect()
         self.litapi_request_queues[self.lit_api.api_path] = self.transport
         self._transport = Idle(self.transport)
         return manager

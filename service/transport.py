@@ -93,8 +93,11 @@ class Transport:
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, BOARD_BYTES + self.share * processes)
         self.arena = mmap.mmap(self.fd, 0)
+
+    def connect(self) -> None:
+        """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
         self.requests = pair()
-        self.answers = [pair() for _ in range(processes)]
+        self.answers = [pair() for _ in range(self.processes)]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""

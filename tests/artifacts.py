@@ -1,0 +1,32 @@
+"""Small artifacts for tests, saved by the real code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import artifact
+from models.architectures import ARCHITECTURES, classifier
+from models.classifier import Classifier
+from models.manifest import Architecture, Manifest
+
+CLASSES = tuple(f"class-{index}" for index in range(10))
+
+
+def sure(network: Classifier, factor: float = 30.0) -> Classifier:
+    """An untrained classifier whose answers differ clearly between pictures: its last layer made larger."""
+    last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight *= factor
+    return network
+
+
+def save(path: Path, name: str = "simple_cnn", model: Classifier | None = None, **known: Any) -> Manifest:
+    """An artifact of a seeded, untrained `name` for ten classes, or of `model`."""
+    torch.manual_seed(0)
+    known = {"name": "test", "classes": CLASSES} | known
+    made = model or sure(classifier(name, len(known["classes"])))
+    assert model is not None or name in ARCHITECTURES
+    architecture = Architecture(name=name, arguments={"num_classes": len(known["classes"])})
+    return artifact.save(path, made, architecture=architecture, **known)
