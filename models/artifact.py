@@ -216,17 +216,20 @@ def load(path: Path, device: str = "cpu") -> Artifact:
 def digest_of(state: Mapping[str, Tensor], code: Mapping[str, bytes]) -> str:
     """SHA-256 over weights (name, dtype, shape, bytes) and code, each sorted by name; the same for equal models.
 
-    TorchScript numbers types that a process compiled twice (`___torch_mangle_3`); the number is no part of the code.
+    TorchScript numbers types that a process compiled twice (`___torch_mangle_3`) and lists constants in an order that
+    depends on the hash seed; neither is part of the code.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    sources = (name.encode() + b"\n" + text for name, text in code.items() if name.endswith(".py"))
-    for source in sorted(map(unmangled, sources)):
+    for source in sorted(canonical(name, text) for name, text in code.items() if name.endswith(".py")):
         digest.update(source)
     return digest.hexdigest()
 
 
-def unmangled(text: bytes) -> bytes:
-    return re.sub(rb"___torch_mangle_\d+", b"___torch_mangle", text)
+def canonical(name: str, text: bytes) -> bytes:
+    """One source file without what differs between equal models."""
+    lines = re.sub(rb"___torch_mangle_\d+", b"___torch_mangle", name.encode() + b"\n" + text).splitlines()
+    constants = sorted(line for line in lines if b" : Final[" in line)
+    return b"\n".join(constants + [line for line in lines if b" : Final[" not in line])

@@ -45,15 +45,22 @@ class Engine:
     def predict(self, pixels: Tensor) -> Tensor:
         """Probabilities: uint8 (N, 3, S, S) on the CPU, N up to `max_batch_size`, to float32 (N, K) on the CPU.
 
-        The batch is filled up to the next bucket, so that the module sees few shapes.
+        The batch is filled up to the next bucket with copies of its first image, so that the module sees few shapes
+        and no picture that nobody sent.
+
+        Raises:
+            RuntimeError: the model failed on these images.
         """
         n = len(pixels)
         batch = pixels.new_empty((bucket(n, self.max_batch_size), *pixels.shape[1:]))
         batch[:n] = pixels
-        batch[n:] = 0
-        with torch.inference_mode():
-            probabilities: Tensor = self.module(batch.to(self.device, non_blocking=True))
-        return probabilities[:n].cpu()
+        batch[n:] = pixels[0]
+        try:
+            with torch.inference_mode():
+                probabilities: Tensor = self.module(batch.to(self.device, non_blocking=True))
+            return probabilities[:n].cpu()
+        except torch.jit.Error as error:  # no RuntimeError by itself
+            raise RuntimeError(str(error).strip().splitlines()[-1]) from None
 
 
 def buckets(max_batch_size: int) -> list[int]:
@@ -155,7 +162,6 @@ def tolerance(device: torch.device, dtype: str) -> float:
 
 def warm(engine: Engine) -> None:
     """Run each bucket until the executor has specialised for it: profiled, optimised, run."""
-    size = engine.artifact.manifest.input_size
     for n in buckets(engine.max_batch_size):
         for _ in range(3):
-            engine.predict(torch.zeros((n, 3, size, size), dtype=torch.uint8))
+            engine.predict(engine.artifact.goldens.pixels[:1].expand(n, -1, -1, -1))

@@ -1,0 +1,3 @@
+"""Serves an artifact: python -m service."""
+
+__version__ = "0.1.0"

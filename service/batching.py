@@ -126,9 +126,11 @@ class Pipeline:
         """Let an idle model wait for a fuller batch, if it was told to."""
         if not self.decoded or not self.max_delay:
             return
-        until = self.decoded[0].finished + self.max_delay
+        full = self.decoded[0].finished + self.max_delay
         while len(self.decoded) < self.settings.max_batch_size and not self.ended:
-            left = min(until, *(image.item.deadline for image in self.decoded)) - monotonic()
+            # Half of an image's time is kept for predicting and answering it.
+            halves = (image.item.accepted / 2 + image.item.deadline / 2 for image in self.decoded)
+            left = min(full, *halves) - monotonic()
             if left <= 0 or not self.changed.wait(left):
                 return
 

@@ -1,7 +1,6 @@
 """The routes beside `/predict`: health, metrics, information and documentation."""
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -11,21 +10,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from models.manifest import Manifest
-from service import metrics, openapi
+from service import __version__, metrics, openapi
 from service.endpoint import Predict, refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-def release() -> str:
-    """The version of the service; "unknown" where the package is run without being installed."""
-    try:
-        return version("darkroom")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def build(manifest: Manifest, settings: Settings, transport: Transport, predict: Predict) -> list[Route]:
@@ -49,13 +40,13 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, predict:
         limits = settings.model_dump(mode="json", exclude={"model", "host", "port"})
         facts = transport.told(0) or {}
         return JSONResponse(
-            {"manifest": manifest.model_dump(mode="json"), **facts, "limits": limits, "version": release()}
+            {"manifest": manifest.model_dump(mode="json"), **facts, "limits": limits, "version": __version__}
         )
 
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(metrics.scrape), headers={"content-type": METRICS_TYPE})
 
-    document = openapi.document(manifest, settings, release())
+    document = openapi.document(manifest, settings, __version__)
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,

@@ -15,8 +15,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
@@ -118,7 +118,9 @@ class Server(litserve.LitServer):
         workers: list[BaseProcess] = self.inference_workers
         while not all(self.transport.told(index) for index in range(len(workers))):
             if wait([worker.sentinel for worker in workers], timeout=0.05):
-                code = next(worker.exitcode for worker in workers if worker.exitcode is not None)
+                first = next(worker for worker in workers if wait([worker.sentinel], timeout=0))
+                first.join()
+                code = first.exitcode
                 if code == 2:
                     raise SystemExit(2)  # it has said why
                 raise StartError(f"a model worker ended with exit code {code} while it was loading")
@@ -145,8 +147,9 @@ class Server(litserve.LitServer):
         wait([process.sentinel for process in processes])
         if self.transport.phase == DRAINING:
             return
-        dead = next(process for process in processes if not process.is_alive())
-        logger.error("a process ended unexpectedly; stopping", extra={"process": dead.name, "exit_code": dead.exitcode})
+        dead = next(process for process in processes if wait([process.sentinel], timeout=0))
+        dead.join()
+        logger.error("a process ended unexpectedly; stopping", extra={"lost": dead.name, "exit_code": dead.exitcode})
         self.failed = True
         self.transport.phase = FAILED
         self.transport.lost()
@@ -224,6 +227,16 @@ def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) 
     )
 
 
+@contextmanager
+def killing_children() -> Iterator[None]:
+    """However this ends, no child outlives it."""
+    try:
+        yield
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
 def run(settings: Settings, manifest: Manifest) -> int:
     """Serve until a signal; the process's exit code.
 
@@ -248,7 +261,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    try:
+    with suppress(KeyboardInterrupt), killing_children():  # interrupted while loading
         server.run(
             host="127.0.0.1",
             port=8000,  # neither is used: `fd` replaces them
@@ -263,10 +276,5 @@ def run(settings: Settings, manifest: Manifest) -> int:
             timeout_keep_alive=KEEP_ALIVE_S,
             ws="none",
         )
-    except KeyboardInterrupt:  # while loading
-        pass
-    finally:
-        for child in multiprocessing.active_children():
-            child.kill()
         logger.info("stopped", extra={"seconds": round(monotonic() - started, 1)})
     return 1 if server.failed else 0

@@ -15,6 +15,9 @@ from models.formats import FORMATS, KNOWN_FORMATS, MAX_PIXELS
 
 PREFIX = "DARKROOM_"
 MIB = 1 << 20
+# Kubernetes gives every pod variables for each Service of its namespace: DARKROOM_PORT=tcp://... for a `darkroom`.
+SERVICE_LINK_ENDINGS = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR", "_TCP_PORT", "_TCP_PROTO")
+SERVICE_LINK_ADVICE = " (made by Kubernetes for a Service of that name? set enableServiceLinks: false)"
 HELP = f"""Serve an artifact: POST images to /predict, watch /health and /metrics.
 
   python -m service --model artifacts/model.pt
@@ -100,7 +103,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         given = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        advice = service_link_advice(environment) if "tcp://" in str(first["input"]) else ""
+        advice = SERVICE_LINK_ADVICE if "tcp://" in str(first["input"]) else ""
         raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {first['msg']}{given}{advice}") from None
 
 
@@ -108,14 +111,9 @@ def refuse_unknown(environment: Mapping[str, str]) -> None:
     """pydantic-settings ignores unknown variables; a misspelt limit must not be silently without effect."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     if unknown := sorted(name for name in environment if name.upper().startswith(PREFIX) and name not in known):
-        names = ", ".join(unknown)
-        raise SettingsError(f"unknown variable {names}; see python -m service --help{service_link_advice(unknown)}")
-
-
-def service_link_advice(names: Sequence[str] | Mapping[str, str]) -> str:
-    """Advice where variables look like those that Kubernetes makes for a Service called `darkroom`."""
-    linked = any(name.endswith(("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR")) for name in names)
-    return " (made by Kubernetes for a Service of that name: set enableServiceLinks: false)" if linked else ""
+        linked = any(name.endswith(SERVICE_LINK_ENDINGS) for name in unknown)
+        advice = SERVICE_LINK_ADVICE if linked else "; see python -m service --help"
+        raise SettingsError(f"unknown variable {', '.join(unknown)}{advice}")
 
 
 def flag(name: str) -> str:

@@ -1,0 +1,59 @@
+# One command for each job; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lock system
+
+PORT ?= 8000
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
+UV = $(shell command -v uv || echo .venv/bin/uv)
+READY := .venv/.ready
+# Tests may write inside the checkout only: their temporary files and every library's cache go here.
+TEST_ENV := env TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
+# One lock for Python 3.11 to 3.13 on every platform (fewest: one version of each package); the index is the user's.
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
+	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_FLAGS)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## make .venv with all that the other targets need (TORCH_INDEX=URL takes torch from there: CPU-only)
+
+# uv is the one on PATH or, failing that, the locked one. The base lock has all but torch and what it brings.
+$(READY): requirements.lock requirements-base.lock
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one with PYTHON=." >&2; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	test -x "$(UV)" || { sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt && \
+		.venv/bin/python -m pip install --quiet --require-hashes -r .venv/uv.txt; }
+ifdef TORCH_INDEX
+	$(UV) pip install --python .venv/bin/python --require-hashes -r requirements-base.lock
+	$(UV) pip install --python .venv/bin/python --index "$(TORCH_INDEX)" $$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
+else
+	$(UV) pip install --python .venv/bin/python --require-hashes -r requirements.lock
+endif
+	@mkdir -p .venv/tmp .venv/cache && touch $@
+
+ifeq ($(shell uname -s),Darwin)
+serve:
+	@echo "Serving is for Linux. On macOS it runs in the container: docker compose up" >&2; exit 1
+else
+serve: $(READY) artifacts/model.pt  ## train the demo model unless artifacts/model.pt exists, and serve it on PORT (8000)
+	exec .venv/bin/python -m service --model artifacts/model.pt --port $(PORT)
+endif
+
+artifacts/model.pt: | $(READY)
+	.venv/bin/python -m training --data shapes10 --recipe demo --out $@
+
+test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	$(TEST_ENV) .venv/bin/pytest -m "not slow"
+	$(TEST_ENV) .venv/bin/pytest -m slow
+
+lock: $(READY)  ## write both lock files anew from pyproject.toml (LOCK_FLAGS=--upgrade takes newer releases)
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	printf 'torch\ntorchvision\n' | $(COMPILE) --excludes - --constraints requirements.lock \
+		--output-file requirements-base.lock pyproject.toml
+
+system:  ## install the Debian packages that tests use (as root)
+	dpkg --status curl > /dev/null 2>&1 || { apt-get update -q && apt-get install -q -y --no-install-recommends curl; }

@@ -1,0 +1,49 @@
+"""What all tests share: real data by TEST_DATA, and STRICT=1, under which only a missing GPU may skip a test."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Machines are shared, so no deadline; the same examples every time, so that a failure is the code's, not the dice's.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("house")
+
+STRICT = os.environ.get("STRICT") == "1"
+NO_GPU = "no GPU"  # what the reason of a skip for want of one must contain
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data that TEST_DATA names; skips where it is not set."""
+    folder = os.environ.get("TEST_DATA")
+    if not folder:
+        pytest.skip("TEST_DATA is not set")
+    assert Path(folder).is_dir(), f"TEST_DATA={folder} is no folder"
+    return Path(folder)
+
+
+def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Under STRICT=1, turn a skip for any reason but a missing GPU into a failure."""
+    expected_failure = hasattr(report, "wasxfail")
+    if STRICT and report.skipped and not expected_failure and NO_GPU not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"STRICT=1 allows no skip but for {NO_GPU!r}: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skips inside tests and fixtures."""
+    report = yield
+    refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips of whole files."""
+    report = yield
+    refuse_skip(report)
+    return report

@@ -1,0 +1,53 @@
+"""The service's description of itself matches what it does."""
+
+import re
+
+from service.errors import BY_CODE
+from service.metrics import REQUESTS
+from tests.running import Service
+
+
+def test_openapi_documents_every_route_and_every_code(service: Service) -> None:
+    document = service.get("/openapi.json").json()
+
+    routes = {"/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json"}
+    assert routes == document["paths"].keys()
+    assert sorted(BY_CODE) == document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+
+
+def test_every_status_of_an_error_of_predict_is_documented(service: Service) -> None:
+    responses = service.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
+    elsewhere = {"not_found", "method_not_allowed", "client_disconnect"}
+
+    assert {str(int(leaf.status)) for code, leaf in BY_CODE.items() if code not in elsewhere} == responses.keys() - {
+        "200"
+    }
+
+
+def test_every_reference_of_the_document_resolves(service: Service) -> None:
+    reply = service.get("/openapi.json")
+    schemas = reply.json()["components"]["schemas"]
+
+    assert schemas.keys() >= set(re.findall(r"#/components/schemas/(\w+)", reply.text))
+
+
+def test_the_docs_page_needs_no_outside_address(service: Service) -> None:
+    page = service.get("/docs")
+
+    assert 200 == page.status_code
+    assert [] == re.findall(r'(?:src|href)="(?!/)', page.text)
+
+
+def test_metrics_are_prometheus_text_without_a_redirect(service: Service) -> None:
+    reply = service.get("/metrics")
+
+    assert (200, []) == (reply.status_code, reply.history)
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    names = set(re.findall(r"^# TYPE (\w+)", reply.text, re.M))
+    assert all(name.startswith("darkroom_") for name in names)
+    assert REQUESTS is not None
+
+
+def test_every_code_has_a_class_with_its_own_text() -> None:
+    assert all(leaf.__doc__ for leaf in BY_CODE.values())
+    assert len(BY_CODE) == len({leaf.__doc__ for leaf in BY_CODE.values()})

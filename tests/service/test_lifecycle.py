@@ -1,0 +1,334 @@
+"""Start, readiness, refusals at the door, draining: against real processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import requests
+
+from tests import artifacts, running
+from tests.pictures import noise
+from tests.running import Service, predictions, serving
+
+
+def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
+    """The one line on stderr of a start that was refused with exit code 2."""
+    assert (2, "") == (finished.returncode, finished.stdout), finished
+    (line,) = finished.stderr.splitlines()
+    return line
+
+
+def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
+    health = service.get("/health")
+
+    assert (200, "ready") == (health.status_code, health.json()["status"])
+    assert [(200, ""), (200, "")] == [
+        (reply.status_code, reply.text) for reply in map(service.get, ("/readyz", "/livez"))
+    ]
+
+
+def test_the_banner_names_url_model_device_and_a_curl_line(service: Service, model: Path) -> None:
+    assert f"Darkroom serves {model} at {service.url} on cpu (fp32)\n" in service.banner
+    assert f"curl -F file=@photo.jpg {service.url}/predict" in service.banner
+
+
+def test_the_banners_curl_line_names_the_sample_beside_the_model(tmp_path: Path) -> None:
+    artifacts.save(tmp_path / "model.pt")
+    (tmp_path / "sample.png").write_bytes(noise())
+    with serving(tmp_path / "model.pt") as service:
+        curl = service.banner.splitlines()[1].split()
+        answer = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True).stdout
+
+    assert '"predictions": [{"class": "class-' in answer
+
+
+def test_info_shows_manifest_device_steps_and_limits(service: Service) -> None:
+    info = service.get("/info").json()
+
+    assert {"manifest", "device", "dtype", "optimisation_steps", "limits", "version"} == info.keys()
+    assert list(artifacts.CLASSES) == info["manifest"]["classes"]
+    assert {"freeze": "taken", "optimize_for_inference": "taken"} == info["optimisation_steps"]
+    assert 200_000 == info["limits"]["max_body_bytes"]
+
+
+def test_docs_and_info_can_be_switched_off_and_sizes_limited_by_variables(model: Path) -> None:
+    with serving(model, "--no-docs", DARKROOM_INFO="false", DARKROOM_MAX_BODY_BYTES="100") as service:
+        statuses = [service.get(path).status_code for path in ("/docs", "/openapi.json", "/info", "/health")]
+
+        assert [404, 404, 404, 200] == statuses
+        assert 413 == service.post(noise()).status_code
+
+
+def test_unknown_routes_are_404_and_wrong_methods_405_with_allow(service: Service) -> None:
+    missing, wrong = service.get("/nope"), service.get("/predict")
+
+    assert (404, "not_found") == (missing.status_code, missing.json()["code"])
+    assert (405, "method_not_allowed", "POST") == (wrong.status_code, wrong.json()["code"], wrong.headers["allow"])
+    assert 405 == service.post(b"", "/health").status_code
+
+
+def test_litserves_own_routes_are_gone(service: Service) -> None:
+    assert 404 == service.post(b"{}", "/_internal/predict").status_code
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--port", "70000"], "--port (DARKROOM_PORT): Input should be less than or equal to 65535, not '70000'"),
+        (["--prot", "1"], "unrecognized arguments: --prot 1"),
+        (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
+        (["--dtype", "int8"], "--dtype"),
+        (["--device", "cuda:7"], "device cuda:7: expected a GPU cuda:7, found"),
+        (["--host", "203.0.113.1"], "--host 203.0.113.1"),
+    ],
+)
+def test_a_wrong_flag_stops_the_start_with_one_line(model: Path, flags: list[str], said: str) -> None:
+    assert said in only_line(running.run("--model", str(model), *flags))
+
+
+def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
+    assert "--model (DARKROOM_MODEL): Field required" in only_line(running.run())
+
+
+def test_an_unknown_variable_stops_the_start(model: Path) -> None:
+    line = only_line(running.run("--model", str(model), DARKROOM_MAX_BATCHSIZE="8"))
+
+    assert "unknown variable DARKROOM_MAX_BATCHSIZE" in line
+    assert "enableServiceLinks" not in line
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DARKROOM_SERVICE_HOST": "10.0.0.1"},
+        {"DARKROOM_PORT": "tcp://10.0.0.1:80", "DARKROOM_PORT_80_TCP": "tcp://10.0.0.1:80"},
+        {"DARKROOM_PORT": "tcp://10.0.0.1:80"},
+    ],
+)
+def test_kubernetes_service_links_get_advice(model: Path, variables: dict[str, str]) -> None:
+    assert "set enableServiceLinks: false" in only_line(running.run("--model", str(model), **variables))
+
+
+def test_a_damaged_artifact_stops_the_start_before_torch_is_imported(model: Path, tmp_path: Path) -> None:
+    damaged = bytearray(model.read_bytes())
+    damaged[5000] ^= 1
+    (tmp_path / "model.pt").write_bytes(damaged)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+
+    line = only_line(running.run("--model", str(tmp_path / "model.pt"), **environment))
+    assert "expected SHA-256" in line
+    assert "damaged or altered" in line
+
+
+def test_a_missing_artifact_stops_the_start_with_advice(tmp_path: Path) -> None:
+    line = only_line(running.run("--model", str(tmp_path / "none.pt")))
+
+    assert "no such file; train one with: python -m training" in line
+
+
+def test_an_artifact_whose_goldens_fail_here_stops_the_start(tmp_path: Path) -> None:
+    from tests.models.test_artifact import rewritten
+
+    artifacts.save(tmp_path / "good.pt")
+
+    def change(members: dict[str, bytes]) -> None:
+        from models.goldens import Goldens
+
+        (name,) = (name for name in members if name.endswith("goldens.pt"))
+        goldens = Goldens.from_bytes(members[name])
+        members[name] = Goldens(goldens.encoded, goldens.pixels, goldens.probabilities.roll(1, 1)).to_bytes()
+
+    path = rewritten(tmp_path / "good.pt", tmp_path / "model.pt", change)
+    assert "its goldens' answers on cpu in fp32" in only_line(running.run("--model", str(path)))
+
+
+def test_a_port_in_use_stops_the_start_also_when_another_service_shares_ports(service: Service, model: Path) -> None:
+    port = service.url.rpartition(":")[2]
+
+    assert f"--port {port}: Address already in use" in only_line(running.run("--model", str(model), "--port", port))
+
+
+def test_over_capacity_is_refused_at_once_with_retry_after(model: Path) -> None:
+    with serving(model, "--capacity", "2", "--max-delay-ms", "1000", "--max-batch-size", "8") as service:
+        replies = service.post_together([noise(seed) for seed in range(6)])
+        refused = [reply for reply in replies if reply.status_code == 429]
+
+        assert {200, 429} == {reply.status_code for reply in replies}
+        assert {("capacity", "1")} == {(reply.json()["code"], reply.headers["retry-after"]) for reply in refused}
+        assert len(refused) == service.sample("darkroom_refused_total", reason="capacity")
+        assert {200} == {service.post(noise()).status_code for _ in range(3)}
+
+
+def test_bodies_beyond_the_capacity_in_bytes_are_refused_and_the_room_is_given_back(model: Path) -> None:
+    body = noise() + b"\0" * 600_000
+    with serving(model, "--capacity-bytes", str(1 << 20), "--max-delay-ms", "300") as service:
+        replies = service.post_together([body] * 6)
+
+        assert {200, 429} == {reply.status_code for reply in replies}
+        assert [200] * 5 == [service.post(body).status_code for _ in range(5)]
+
+
+def test_an_idle_model_waits_for_a_fuller_batch_when_told_to(model: Path) -> None:
+    with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "4") as service:
+        assert {200} == {reply.status_code for reply in service.post_together([noise(seed) for seed in range(8)], 8)}
+        assert (8, 2) == (service.sample("darkroom_batch_size_sum"), service.sample("darkroom_batch_size_count"))
+
+
+def test_waiting_for_a_fuller_batch_ends_before_the_deadline(model: Path) -> None:
+    with serving(model, "--max-delay-ms", "1000") as service:
+        assert 200 == service.post(noise(), x_timeout_ms="600").status_code
+
+
+def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_requests_are_served(model: Path) -> None:
+    with serving(model) as service:
+        worker = worker_of(service)
+        os.kill(worker, signal.SIGSTOP)
+        reply = service.post(noise(), x_timeout_ms="200")
+        os.kill(worker, signal.SIGCONT)
+
+        assert (504, "deadline") == (reply.status_code, reply.json()["code"])
+        assert 1 == service.sample("darkroom_refused_total", reason="deadline")
+        assert 200 == service.post(noise()).status_code
+        assert 0 == service.sample("darkroom_queue_depth")
+
+
+def worker_of(service: Service) -> int:
+    """The process that has torch loaded."""
+    return next(pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text())
+
+
+def test_only_the_worker_loads_torch(service: Service) -> None:
+    loaded = [pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+
+    assert 1 == len(loaded)
+    assert "libtorch" not in Path(f"/proc/{service.process.pid}/maps").read_text()
+
+
+def test_a_client_that_leaves_is_counted_and_harms_nobody(model: Path) -> None:
+    with serving(model, "--max-delay-ms", "500") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        body = noise()
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:9])
+        assert 200 == service.post(body).status_code
+        assert 200 == service.post(body).status_code
+        assert 2 == service.sample("darkroom_client_disconnects_total")
+        assert 0 == service.sample("darkroom_queue_depth")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+def test_a_signal_drains_and_leaves_no_process_behind(model: Path, number: signal.Signals, to_group: bool) -> None:
+    with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "64") as service, ThreadPoolExecutor(20) as pool:
+        children = service.children()
+        replies = [pool.submit(service.post, noise(seed)) for seed in range(20)]
+        wait_until_in_flight(service, 20)
+        (os.killpg if to_group else os.kill)(service.process.pid, number)
+
+        assert [200] * 20 == [reply.result().status_code for reply in replies]
+        assert 0 == service.process.wait(running.STOP_S)
+        assert gone(children)
+        with pytest.raises(requests.ConnectionError):
+            service.get("/livez")
+
+
+def gone(processes: list[int]) -> bool:
+    """Whether all have ended, within a second: multiprocessing's tracker ends just after the main process."""
+    deadline = monotonic() + 1
+    while monotonic() < deadline:
+        if not any(map(running_still, processes)):
+            return True
+    return False
+
+
+def running_still(pid: int) -> bool:
+    """Whether a process exists and is no zombie that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until_in_flight(service: Service, count: int) -> None:
+    """Poll until as many requests are being answered; the poll itself is one more."""
+    for _ in range(500):
+        if service.sample("darkroom_requests_in_flight") >= count + 1:
+            return
+    pytest.fail(f"{count} requests were never in flight")
+
+
+def test_it_stops_cleanly_as_process_1(model: Path) -> None:
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    command += [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            assert process.stderr is not None
+            pytest.fail(process.stderr.read())
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+
+        assert 0 == process.wait(running.STOP_S)
+
+
+def test_a_signal_while_loading_ends_it_with_nothing_left(model: Path) -> None:
+    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        started = Service(process, "", "", Path())  # type: ignore[arg-type]
+        while not (children := started.children()) and process.poll() is None:
+            pass
+        process.terminate()
+
+        assert process.wait(running.STOP_S) in (0, -signal.SIGTERM)
+        assert gone(children)
+
+
+@pytest.mark.parametrize("victim", ["worker", "http"])
+def test_a_lost_process_ends_the_service_with_a_line_and_no_request_left_hanging(model: Path, victim: str) -> None:
+    with serving(model, "--max-delay-ms", "1000") as service, ThreadPoolExecutor(4) as pool:
+        children = service.children()
+        worker = worker_of(service)
+        http = max(pid for pid in children if pid != worker)
+        replies = [pool.submit(service.post, noise(seed)) for seed in range(4)]
+        wait_until_in_flight(service, 4)
+        os.kill(worker if victim == "worker" else http, signal.SIGKILL)
+
+        if victim == "worker":
+            assert {503} == {reply.result().status_code for reply in replies}
+        else:
+            assert all(isinstance(reply.exception(), requests.ConnectionError) for reply in replies)
+        assert 1 == service.process.wait(running.STOP_S)
+        assert "a process ended unexpectedly" in service.stderr.read_text()
+        assert gone(children)
+
+
+def test_several_processes_and_workers_count_every_request_once(model: Path) -> None:
+    with serving(model, "--http-processes", "2", "--workers", "2", "--access-log") as service:
+        bodies = [noise(seed) for seed in range(60)]
+        replies = service.post_together([*bodies, b"junk"])
+        answered = [predictions(reply)[0]["class"] for reply in replies[:-1]]
+
+        assert 60 == service.sample("darkroom_requests_total", route="/predict", status="200")
+        assert 1 == service.sample("darkroom_requests_total", route="/predict", status="415")
+        assert 61 == service.sample("darkroom_request_duration_seconds_count", route="/predict")
+        assert 60 == service.sample("darkroom_images_total") == service.sample("darkroom_prediction_confidence_count")
+        for name in set(answered):
+            assert answered.count(name) == service.sample("darkroom_predictions_total", **{"class": name})
+        for stage in ("queue", "decode", "inference"):
+            assert 60 == service.sample("darkroom_stage_duration_seconds_count", stage=stage)
+        assert 0 == service.sample("darkroom_queue_depth")
+        info = service.get("/info").json()["manifest"]
+        labels = {name: info[name] for name in ("name", "version", "digest")}
+        assert 1 == service.sample("darkroom_model_info", **labels, device="cpu", dtype="fp32")
+        log = service.stderr.read_text()
+
+    assert 60 == log.count('"route": "/predict", "status": 200')
