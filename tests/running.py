@@ -51,11 +51,10 @@ class Service:
 
     def children(self) -> list[int]:
         """Process ids below the main process."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
         found = [self.process.pid]
         for parent in found:
-            found.extend(pid for pid, ppid in pairs if ppid == parent)
+            for thread in Path(f"/proc/{parent}/task").glob("*/children"):
+                found.extend(map(int, thread.read_text().split()))
         return found[1:]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
