@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from models.architectures import ARCHITECTURES, classifier, load_pretrained
 from models.simple_cnn import SimpleCNN, simple_cnn_sequential
 
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+LARGE = {"resnet50", "efficientnet_b0", "mobilenet_v3_small", "convnext_tiny"}
+every_architecture = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in ARCHITECTURES]
+)
 
 
 def pixels(name: str, n: int = 2) -> Tensor:

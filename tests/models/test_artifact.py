@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_it_names_no_path_of_the_machine_it_was_made_on(saved: Path) -> None:
     assert sys.prefix.encode() not in content
 
 
+@pytest.mark.slow
 def test_equal_models_have_equal_digests_and_other_weights_another(tmp_path: Path) -> None:
     first, again = artifacts.save(tmp_path / "a.pt"), artifacts.save(tmp_path / "b.pt")
     torch.manual_seed(1)
@@ -240,6 +242,25 @@ def test_a_model_that_answers_differently_once_scripted_is_never_published(tmp_p
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+def test_the_digest_does_not_depend_on_the_process(tmp_path: Path) -> None:
+    script = "from pathlib import Path; from tests import artifacts; import sys\n"
+    script += "print(artifacts.save(Path(sys.argv[1]), 'compact_cnn').digest)"
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "model.pt")],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+
+    assert 1 == len(digests)
+
+
+@pytest.mark.slow
 def test_saving_leaves_the_classifier_as_it_was(tmp_path: Path) -> None:
     model = artifacts.sure(classifier("simple_cnn", 10)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

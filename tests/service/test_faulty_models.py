@@ -13,6 +13,8 @@ from tests import artifacts
 from tests.pictures import encode, noise
 from tests.running import Service, serving
 
+pytestmark = pytest.mark.slow
+
 WHITE = encode(Image.new("RGB", (32, 32), "white"))
 BLACK = encode(Image.new("RGB", (32, 32), "black"))
 

@@ -16,26 +16,7 @@ from tests import artifacts, running
 from tests.pictures import noise
 from tests.running import Service, predictions, serving
 
-
-def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
-    """The one line on stderr of a start that was refused with exit code 2."""
-    assert (2, "") == (finished.returncode, finished.stdout), finished
-    (line,) = finished.stderr.splitlines()
-    return line
-
-
-def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
-    health = service.get("/health")
-
-    assert (200, "ready") == (health.status_code, health.json()["status"])
-    assert [(200, ""), (200, "")] == [
-        (reply.status_code, reply.text) for reply in map(service.get, ("/readyz", "/livez"))
-    ]
-
-
-def test_the_banner_names_url_model_device_and_a_curl_line(service: Service, model: Path) -> None:
-    assert f"Darkroom serves {model} at {service.url} on cpu (fp32)\n" in service.banner
-    assert f"curl -F file=@photo.jpg {service.url}/predict" in service.banner
+pytestmark = pytest.mark.slow
 
 
 def test_the_banners_curl_line_names_the_sample_beside_the_model(tmp_path: Path) -> None:
@@ -48,111 +29,12 @@ def test_the_banners_curl_line_names_the_sample_beside_the_model(tmp_path: Path)
     assert '"predictions": [{"class": "class-' in answer
 
 
-def test_info_shows_manifest_device_steps_and_limits(service: Service) -> None:
-    info = service.get("/info").json()
-
-    assert {"manifest", "device", "dtype", "optimisation_steps", "limits", "version"} == info.keys()
-    assert list(artifacts.CLASSES) == info["manifest"]["classes"]
-    assert {"freeze": "taken", "optimize_for_inference": "taken"} == info["optimisation_steps"]
-    assert 200_000 == info["limits"]["max_body_bytes"]
-
-
 def test_docs_and_info_can_be_switched_off_and_sizes_limited_by_variables(model: Path) -> None:
     with serving(model, "--no-docs", DARKROOM_INFO="false", DARKROOM_MAX_BODY_BYTES="100") as service:
         statuses = [service.get(path).status_code for path in ("/docs", "/openapi.json", "/info", "/health")]
 
         assert [404, 404, 404, 200] == statuses
         assert 413 == service.post(noise()).status_code
-
-
-def test_unknown_routes_are_404_and_wrong_methods_405_with_allow(service: Service) -> None:
-    missing, wrong = service.get("/nope"), service.get("/predict")
-
-    assert (404, "not_found") == (missing.status_code, missing.json()["code"])
-    assert (405, "method_not_allowed", "POST") == (wrong.status_code, wrong.json()["code"], wrong.headers["allow"])
-    assert 405 == service.post(b"", "/health").status_code
-
-
-def test_litserves_own_routes_are_gone(service: Service) -> None:
-    assert 404 == service.post(b"{}", "/_internal/predict").status_code
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--port", "70000"], "--port (DARKROOM_PORT): Input should be less than or equal to 65535, not '70000'"),
-        (["--prot", "1"], "unrecognized arguments: --prot 1"),
-        (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
-        (["--dtype", "int8"], "--dtype"),
-        (["--device", "cuda:7"], "device cuda:7: expected a GPU cuda:7, found"),
-        (["--host", "203.0.113.1"], "--host 203.0.113.1"),
-    ],
-)
-def test_a_wrong_flag_stops_the_start_with_one_line(model: Path, flags: list[str], said: str) -> None:
-    assert said in only_line(running.run("--model", str(model), *flags))
-
-
-def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
-    assert "--model (DARKROOM_MODEL): Field required" in only_line(running.run())
-
-
-def test_an_unknown_variable_stops_the_start(model: Path) -> None:
-    line = only_line(running.run("--model", str(model), DARKROOM_MAX_BATCHSIZE="8"))
-
-    assert "unknown variable DARKROOM_MAX_BATCHSIZE" in line
-    assert "enableServiceLinks" not in line
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"DARKROOM_SERVICE_HOST": "10.0.0.1"},
-        {"DARKROOM_PORT": "tcp://10.0.0.1:80", "DARKROOM_PORT_80_TCP": "tcp://10.0.0.1:80"},
-        {"DARKROOM_PORT": "tcp://10.0.0.1:80"},
-    ],
-)
-def test_kubernetes_service_links_get_advice(model: Path, variables: dict[str, str]) -> None:
-    assert "set enableServiceLinks: false" in only_line(running.run("--model", str(model), **variables))
-
-
-def test_a_damaged_artifact_stops_the_start_before_torch_is_imported(model: Path, tmp_path: Path) -> None:
-    damaged = bytearray(model.read_bytes())
-    damaged[5000] ^= 1
-    (tmp_path / "model.pt").write_bytes(damaged)
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
-    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
-
-    line = only_line(running.run("--model", str(tmp_path / "model.pt"), **environment))
-    assert "expected SHA-256" in line
-    assert "damaged or altered" in line
-
-
-def test_a_missing_artifact_stops_the_start_with_advice(tmp_path: Path) -> None:
-    line = only_line(running.run("--model", str(tmp_path / "none.pt")))
-
-    assert "no such file; train one with: python -m training" in line
-
-
-def test_an_artifact_whose_goldens_fail_here_stops_the_start(tmp_path: Path) -> None:
-    from tests.models.test_artifact import rewritten
-
-    artifacts.save(tmp_path / "good.pt")
-
-    def change(members: dict[str, bytes]) -> None:
-        from models.goldens import Goldens
-
-        (name,) = (name for name in members if name.endswith("goldens.pt"))
-        goldens = Goldens.from_bytes(members[name])
-        members[name] = Goldens(goldens.encoded, goldens.pixels, goldens.probabilities.roll(1, 1)).to_bytes()
-
-    path = rewritten(tmp_path / "good.pt", tmp_path / "model.pt", change)
-    assert "its goldens' answers on cpu in fp32" in only_line(running.run("--model", str(path)))
-
-
-def test_a_port_in_use_stops_the_start_also_when_another_service_shares_ports(service: Service, model: Path) -> None:
-    port = service.url.rpartition(":")[2]
-
-    assert f"--port {port}: Address already in use" in only_line(running.run("--model", str(model), "--port", port))
 
 
 def test_over_capacity_is_refused_at_once_with_retry_after(model: Path) -> None:
@@ -202,13 +84,6 @@ def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_reques
 def worker_of(service: Service) -> int:
     """The process that has torch loaded."""
     return next(pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text())
-
-
-def test_only_the_worker_loads_torch(service: Service) -> None:
-    loaded = [pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
-
-    assert 1 == len(loaded)
-    assert "libtorch" not in Path(f"/proc/{service.process.pid}/maps").read_text()
 
 
 def test_a_client_that_leaves_is_counted_and_harms_nobody(model: Path) -> None:

@@ -1,0 +1,96 @@
+"""A start that must not happen stops at once: one line, exit code 2."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import artifacts, running
+from tests.running import Service
+
+
+def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
+    """The one line on stderr of a start that was refused with exit code 2."""
+    assert (2, "") == (finished.returncode, finished.stdout), finished
+    (line,) = finished.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--port", "70000"], "--port (DARKROOM_PORT): Input should be less than or equal to 65535, not '70000'"),
+        (["--prot", "1"], "unrecognized arguments: --prot 1"),
+        (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
+        (["--dtype", "int8"], "--dtype"),
+        pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
+        (["--host", "203.0.113.1"], "--host 203.0.113.1"),
+    ],
+)
+def test_a_wrong_flag_stops_the_start_with_one_line(model: Path, flags: list[str], said: str) -> None:
+    assert said in only_line(running.run("--model", str(model), *flags))
+
+
+def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
+    assert "--model (DARKROOM_MODEL): Field required" in only_line(running.run())
+
+
+def test_an_unknown_variable_stops_the_start(model: Path) -> None:
+    line = only_line(running.run("--model", str(model), DARKROOM_MAX_BATCHSIZE="8"))
+
+    assert "unknown variable DARKROOM_MAX_BATCHSIZE" in line
+    assert "enableServiceLinks" not in line
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DARKROOM_SERVICE_HOST": "10.0.0.1"},
+        {"DARKROOM_PORT": "tcp://10.0.0.1:80", "DARKROOM_PORT_80_TCP": "tcp://10.0.0.1:80"},
+        {"DARKROOM_PORT": "tcp://10.0.0.1:80"},
+    ],
+)
+def test_kubernetes_service_links_get_advice(model: Path, variables: dict[str, str]) -> None:
+    assert "set enableServiceLinks: false" in only_line(running.run("--model", str(model), **variables))
+
+
+def test_a_damaged_artifact_stops_the_start_before_torch_is_imported(model: Path, tmp_path: Path) -> None:
+    damaged = bytearray(model.read_bytes())
+    damaged[5000] ^= 1
+    (tmp_path / "model.pt").write_bytes(damaged)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+
+    line = only_line(running.run("--model", str(tmp_path / "model.pt"), **environment))
+    assert "expected SHA-256" in line
+    assert "damaged or altered" in line
+
+
+def test_a_missing_artifact_stops_the_start_with_advice(tmp_path: Path) -> None:
+    line = only_line(running.run("--model", str(tmp_path / "none.pt")))
+
+    assert "no such file; train one with: python -m training" in line
+
+
+@pytest.mark.slow
+def test_an_artifact_whose_goldens_fail_here_stops_the_start(tmp_path: Path) -> None:
+    from tests.models.test_artifact import rewritten
+
+    artifacts.save(tmp_path / "good.pt")
+
+    def change(members: dict[str, bytes]) -> None:
+        from models.goldens import Goldens
+
+        (name,) = (name for name in members if name.endswith("goldens.pt"))
+        goldens = Goldens.from_bytes(members[name])
+        members[name] = Goldens(goldens.encoded, goldens.pixels, goldens.probabilities.roll(1, 1)).to_bytes()
+
+    path = rewritten(tmp_path / "good.pt", tmp_path / "model.pt", change)
+    assert "its goldens' answers on cpu in fp32" in only_line(running.run("--model", str(path)))
+
+
+def test_a_port_in_use_stops_the_start_also_when_another_service_shares_ports(service: Service, model: Path) -> None:
+    port = service.url.rpartition(":")[2]
+
+    assert f"--port {port}: Address already in use" in only_line(running.run("--model", str(model), "--port", port))
