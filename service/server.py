@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
@@ -157,8 +158,7 @@ class Server(litserve.LitServer):
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
-        """An HTTP process begins: it ends with its parent and accepts on a socket of its own, evenly by the kernel."""
-        end_with_parent()
+        """An HTTP process begins: it accepts on a socket of its own, chosen evenly by the kernel."""
         logs.configure(self.settings.log_format)
         metrics.announce_reasons()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
@@ -247,6 +247,8 @@ def run(settings: Settings, manifest: Manifest) -> int:
     logs.configure(settings.log_format)
     server = Server(settings, manifest, hold_port(settings.host, settings.port))
     main = os.getpid()
+    # Also for LitServe's manager, which nothing else would end if this process were killed.
+    os.register_at_fork(after_in_child=partial(end_with_parent, main))
 
     def stop(number: int, _: Any) -> None:
         # Forked HTTP processes inherit this handler, and uvicorn raises the signal again at its end.

@@ -36,7 +36,9 @@ class Worker(litserve.LitAPI):
 
         An unusable artifact or device ends the process with exit code 2 and one line on stderr.
         """
-        end_with_parent()
+        main = multiprocessing.parent_process()
+        assert main is not None and main.pid is not None, "LitServe starts workers as child processes"  # noqa: PT018
+        end_with_parent(main.pid)
         # A signal to the whole group must not end a worker before its requests are answered: the main process decides.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -80,9 +82,8 @@ class BatchingLoop(LitLoop):
         Pipeline(lit_api.engine, request_queue, self.settings).run()
 
 
-def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies, so that none is left behind (Linux)."""
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its `parent` (a process id) dies, so that none is left behind (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        raise SystemExit(1)  # it died before prctl
+    if os.getppid() != parent:  # it died before prctl
+        os._exit(1)

@@ -167,6 +167,15 @@ def test_a_signal_while_loading_ends_it_with_nothing_left(model: Path) -> None:
         assert gone(children)
 
 
+def test_nothing_outlives_a_main_process_that_is_killed(model: Path) -> None:
+    with serving(model) as service:
+        children = service.children()
+        service.process.kill()
+        service.process.wait(running.STOP_S)
+
+        assert gone(children)
+
+
 @pytest.mark.parametrize("victim", ["worker", "http"])
 def test_a_lost_process_ends_the_service_with_a_line_and_no_request_left_hanging(model: Path, victim: str) -> None:
     with serving(model, "--max-delay-ms", "1000") as service, ThreadPoolExecutor(4) as pool:
