@@ -1,0 +1,136 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from training.__main__ import main
+from training.command_line import COMMANDS, flag_of, parse, parser
+from training.errors import TrainingError
+from training.recipe import PRESETS, Recipe, compose, preset_for
+
+WRONG = {
+    "an unknown flag": (["--epoch", "3"], "did you mean --epochs?"),
+    "an unknown word": (["train", "now"], "train knows no now"),
+    "an unknown command": (["deploy"], "deploy"),
+    "a value out of range": (["--epochs", "0"], "--epochs 0: input should be greater than or equal to 1"),
+    "a value of another type": (["--lr", "fast"], "--lr fast: input should be a valid number"),
+    "no number": (["--lr", "nan"], "--lr nan: input should be a finite number"),
+    "a choice that there is not": (["--optimizer", "lion"], "--optimizer lion: input should be 'adam' or 'sgd'"),
+    "an unknown preset": (["--recipe", "magic"], "--recipe magic"),
+    "a flag without its value": (["--epochs"], "--epochs: expected one argument"),
+    "a fraction of an image": (["--val", "2.5"], "--val 2.5: a share lies below 1, a number of images is whole"),
+    "momentum without sgd": (["--momentum", "0.5"], "--momentum is for --optimizer sgd"),
+    "a name that no artifact may have": (["--name", "../x"], "--name ../x"),
+    "an unknown architecture": (["--arch", "resnet9000"], "unknown architecture 'resnet9000'; known: simple_cnn"),
+    "an input size that the network cannot take": (
+        ["--arch", "simple_cnn", "--input-size", "64"],
+        "32 px only, not 64",
+    ),
+    "missing data": (["--data", "no/such/folder"], "no/such/folder: no such folder"),
+    "missing weights": (["--weights", "no.pth"], "--weights no.pth: No such file or directory"),
+    "an unknown name of weights": (
+        ["--arch", "resnet18", "--weights", "BEST"],
+        "torchvision has DEFAULT, IMAGENET1K_V1",
+    ),
+    "weights that there are not": (["--weights", "DEFAULT"], "compact_cnn has no pretrained weights in torchvision"),
+    "an artifact that is a folder": (["--out", "."], "--out . is a folder"),
+    "an artifact in what is no folder": (["--out", "/dev/null/model.pt"], "/dev/null cannot be written"),
+    "a missing artifact": (["evaluate", "--model", "no.pt"], "no.pt: expected an artifact, found no such file"),
+    "missing flags of export": (["export", "--arch", "simple_cnn"], "--weights, --classes, --out"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_gives_one_line_and_exit_code_2_and_writes_nothing(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_is_the_command_where_none_is_given() -> None:
+    assert parse(["train", "--epochs", "3"]) == parse(["--epochs", "3"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_tells_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args([command, "--help"])
+
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert [] == [name for model in COMMANDS[command] for name in model.model_fields if flag_of(name) not in text]
+    assert "example" in text
+
+
+def test_help_and_errors_do_not_wait_for_torch() -> None:
+    code = "import sys, training.__main__ as m; m.main(['--epochs', 'x']); sys.exit('torch' in sys.modules)"
+
+    assert 0 == subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_valid_recipe_that_flags_override(preset: str) -> None:
+    assert compose(preset, {"epochs": "77"}).epochs == 77
+
+
+def test_the_tutorial_is_the_tutorials_recipe() -> None:
+    recipe = compose("tutorial", {})
+
+    assert ("simple_cnn", "adam", 1e-3, 32, 10) == (
+        recipe.arch,
+        recipe.optimizer,
+        recipe.lr,
+        recipe.batch_size,
+        recipe.epochs,
+    )
+    assert (False, 0, "constant", None) == (recipe.flip, recipe.shift, recipe.schedule, recipe.weights)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "preset"),
+    [
+        ("shapes10", {}, "demo"),
+        ("cifar10", {}, "tutorial"),
+        ("photos", {}, "scratch"),
+        ("photos", {"arch": "resnet18"}, "scratch"),
+        ("photos", {"weights": "DEFAULT"}, "finetune"),
+    ],
+)
+def test_the_data_and_the_weights_choose_the_preset(data: str, given: dict[str, str], preset: str) -> None:
+    assert preset == preset_for(data, given)
+
+
+def test_another_architecture_brings_its_own_input_size() -> None:
+    assert compose("scratch", {}).input_size == 64
+    assert compose("scratch", {"arch": "resnet18"}).input_size is None
+
+
+def test_a_recipe_is_frozen_and_knows_no_other_fields() -> None:
+    with pytest.raises(ValidationError):
+        Recipe().epochs = 3
+    with pytest.raises(ValidationError):
+        Recipe.model_validate({"epoch": 3})
+
+
+def test_the_environment_changes_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EPOCHS", "RECIPE_EPOCHS", "DARKROOM_EPOCHS", "TRAINING_EPOCHS"):
+        monkeypatch.setenv(name, "77")
+
+    assert Recipe().epochs == 10
+
+
+def test_flags_are_not_abbreviated() -> None:
+    with pytest.raises(TrainingError, match="--epo"):
+        parse(["--epo", "3"])

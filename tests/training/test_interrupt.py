@@ -1,0 +1,65 @@
+"""Ctrl-C, as a real signal to a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from models import manifest as manifests
+from tests.training.conftest import QUICK, PhotoFolder
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def training(root: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that trains on `root` and would go on for a very long time."""
+    flags = ["--data", str(root), "--out", str(root.parent / "m.pt"), "--run", str(root.parent / "run")]
+    command = [sys.executable, "-m", "training", *flags, *QUICK, "--epochs", "1000000", *more]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process: "subprocess.Popen[str]", start: str) -> str:
+    """The first line of the output that begins so."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if line.startswith(start))
+
+
+def test_ctrl_c_keeps_the_best_epoch_and_publishes_it(photos: PhotoFolder) -> None:
+    root = photos()
+    with training(root, "--workers", "2") as process:
+        read_until(process, "epoch  1/")
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=120)
+
+    assert 0 == process.returncode, error
+    assert "stopping: the best epoch so far is kept" in error
+    assert "stopped by Ctrl-C; " in output
+    assert "serve it" in output
+    assert "photos" == manifests.read(root.parent / "m.pt").name
+    assert (root.parent / "run" / "reports" / "metrics.json").exists()
+
+
+def test_ctrl_c_before_the_first_epoch_ended_writes_nothing(photos: PhotoFolder) -> None:
+    root = photos()
+    with training(root) as process:
+        read_until(process, "device")
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+
+    assert 130 == process.returncode, error
+    assert "error: stopped" in error
+    assert "Traceback" not in error
+    assert [root] == list(root.parent.iterdir())

@@ -1,0 +1,83 @@
+"""Classifiers and their pretrained weights: a state dict from a file, or from torchvision's registry by name."""
+
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from models import architectures
+from models.architectures import ARCHITECTURES
+from models.classifier import Classifier
+from training.errors import TrainingError
+from training.recipe import Recipe
+
+
+def build(recipe: Recipe, num_classes: int) -> Classifier:
+    """The recipe's classifier, with its pretrained weights if it names any."""
+    classifier = untrained(recipe.arch, num_classes, recipe.input_size)
+    if recipe.weights:
+        load(classifier, read(recipe.weights, recipe.arch), recipe.arch, recipe.weights)
+    return classifier
+
+
+def untrained(arch: str, num_classes: int, input_size: int | None) -> Classifier:
+    try:
+        return architectures.classifier(arch, num_classes, input_size=input_size)
+    except ValueError as error:
+        raise TrainingError(f"--arch: {error}") from None
+
+
+def load(classifier: Classifier, state: Mapping[str, Tensor], arch: str, told: str) -> list[str]:
+    """Load weights into the network; the names that were made for other classes and left fresh."""
+    try:
+        return architectures.load_pretrained(classifier.network, state)
+    except ValueError as error:
+        raise TrainingError(f"--weights {told} do not fit --arch {arch}: {error}") from None
+
+
+def read(weights: str, arch: str) -> Mapping[str, Tensor]:
+    """The state dict that `--weights` names.
+
+    Raises:
+        TrainingError: no such file or name, an unreadable file, or an unreachable host.
+    """
+    path = Path(weights)
+    return from_file(path) if path.suffix or path.exists() else from_registry(weights, arch)
+
+
+def from_file(path: Path) -> Mapping[str, Tensor]:
+    """A plain state dict, or the one of a run's checkpoint."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TrainingError(f"--weights {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        raise TrainingError(f"--weights {path}: no file of weights (torch.save of a state dict)") from None
+    if isinstance(content, dict) and isinstance(content.get("network"), dict):
+        content = content["network"]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise TrainingError(f"--weights {path}: no state dict; save one with torch.save(network.state_dict(), FILE)")
+    return content
+
+
+def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
+    """Weights from torchvision; DEFAULT is the one that `models.architectures` names."""
+    standard = ARCHITECTURES[arch].weights
+    if standard is None:
+        raise TrainingError(f"--weights {name}: no such file, and {arch} has no pretrained weights in torchvision")
+    registry = torchvision.models.get_model_weights(arch)
+    known = [entry.name for entry in registry]
+    if name not in ("DEFAULT", *known):
+        raise TrainingError(f"--weights {name}: no such file; torchvision has DEFAULT, {', '.join(known)} for {arch}")
+    entry = torchvision.models.get_weight(standard) if name == "DEFAULT" else registry[name]
+    try:
+        state: Mapping[str, Tensor] = entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        raise TrainingError(
+            f"{entry.url} cannot be fetched ({error}); fetch it elsewhere and give the file by --weights FILE"
+        ) from None
+    return state
