@@ -200,8 +200,9 @@ def load(path: Path, device: str = "cpu") -> Artifact:
         answers = Goldens.from_bytes(extra[goldens.FILE])
         with deprecated_but_chosen():
             module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
-    except (KeyError, RuntimeError, ValueError, EOFError) as error:
-        raise ArtifactError(path, "a TorchScript module with goldens", str(error).strip().splitlines()[-1]) from None
+    except Exception as error:  # unpickling and TorchScript raise many types
+        found = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+        raise ArtifactError(path, "a TorchScript module with goldens", found) from None
     digest = digest_of(module.state_dict(), archive.read(path, "code"))
     if digest != manifest.digest:
         raise ArtifactError(path, f"weights and code of digest {manifest.digest[:12]}...", f"{digest[:12]}...")

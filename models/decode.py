@@ -92,7 +92,10 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to mode RGB by the table above."""
     if image.mode.startswith("I"):
-        return Image.fromarray(to_8_bit(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        grey = to_8_bit(values)
+        grey[values == image.info.get("transparency", -1)] = 255  # PNG names one transparent grey
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))

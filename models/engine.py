@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
 from models.decode import decode
-from models.errors import ArtifactError, DeviceError
+from models.errors import ArtifactError, DeviceError, ImageError
 from models.goldens import JPEG_LEVELS
 
 CUDA_TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ class Engine:
                 probabilities: Tensor = self.module(batch.to(self.device, non_blocking=True))
             return probabilities[:n].cpu()
         except torch.jit.Error as error:  # no RuntimeError by itself
-            raise RuntimeError(str(error).strip().splitlines()[-1]) from None
+            raise RuntimeError(last_line(error)) from None
 
 
 def buckets(max_batch_size: int) -> list[int]:
@@ -83,8 +83,12 @@ def prepare(artifact: Artifact, device: torch.device, dtype: str = "fp32", max_b
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
     module = artifact.module.to(device).to(DTYPES[dtype])
     engine = Engine(artifact, device, dtype, max_batch_size, module)
-    check_pixels(engine)
-    if difference := golden_difference(engine):
+    try:
+        check_pixels(engine)
+        difference = golden_difference(engine)
+    except (RuntimeError, ImageError) as error:
+        difference = last_line(error)
+    if difference:
         raise ArtifactError(artifact.path, f"its goldens' answers on {device} in {dtype}", difference)
     for name, step in steps_for(device).items():
         take(engine, name, step)
@@ -110,8 +114,9 @@ def choose(wanted: str, offered: str, dtype: str) -> torch.device:
 def steps_for(device: torch.device) -> dict[str, Callable[[Module], Module]]:
     """The optimisation steps of a device, in order; each takes and returns a module."""
     if device.type == "cuda":
+        # On a copy: `to` works in place, and a step that is dropped must leave the module as it was.
         return {
-            "channels_last": lambda module: module.to(memory_format=torch.channels_last),
+            "channels_last": lambda module: module.copy().to(memory_format=torch.channels_last),
             "freeze": torch.jit.freeze,
         }
     return {"freeze": torch.jit.freeze, "optimize_for_inference": torch.jit.optimize_for_inference}
@@ -125,10 +130,15 @@ def take(engine: Engine, name: str, step: Callable[[Module], Module]) -> None:
             engine.module = step(before)
         difference = golden_difference(engine)
     except RuntimeError as error:
-        difference = str(error).strip().splitlines()[-1]
+        difference = last_line(error)
     engine.steps[name] = f"dropped: {difference}" if difference else "taken"
     if difference:
         engine.module = before
+
+
+def last_line(error: Exception) -> str:
+    """The message without TorchScript's traceback above it."""
+    return str(error).strip().rpartition("\n")[2][:200]
 
 
 def check_pixels(engine: Engine) -> None:

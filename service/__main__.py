@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -13,8 +14,11 @@ from service.settings import SettingsError
 
 def main() -> int:
     """Serve; exit code 2 with one line where a setting or the artifact is wrong."""
+    # Until `run` takes over; as process 1 a signal without a handler would be dropped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
-        settings = settings_module.load(sys.argv[1:], os.environ)
+        settings = settings_module.load(sys.argv[1:])
         manifest = manifests.read(settings.model)
     except (SettingsError, ArtifactError) as error:
         return refuse(error)

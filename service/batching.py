@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from time import monotonic
@@ -53,19 +53,18 @@ class Pipeline:
 
     def run(self) -> None:
         """Receive until the end; then let what is under way finish."""
-        predicting = threading.Thread(target=self.predict_all, name="predict")
-        predicting.start()
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode") as pool:
-            while True:
-                self.room.acquire()
-                item = self.transport.receive()
-                if item is None:
-                    break
-                pool.submit(self.decode, item)
-        with self.changed:
-            self.ended = True
-            self.changed.notify()
-        predicting.join()
+        with ThreadPoolExecutor(1, "predict") as predicting:
+            predicting.submit(self.predict_all).add_done_callback(end_on_bug)
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode") as decoding:
+                while True:
+                    self.room.acquire()
+                    item = self.transport.receive()
+                    if item is None:
+                        break
+                    decoding.submit(self.decode, item).add_done_callback(end_on_bug)
+            with self.changed:
+                self.ended = True
+                self.changed.notify()
 
     def decode(self, item: Item) -> None:
         """Turn a body into pixels, or answer why not."""
@@ -89,19 +88,14 @@ class Pipeline:
     def answer_error(self, item: Item, code: str, detail: str) -> None:
         """An image that leaves the queue without reaching the model."""
         metrics.QUEUE_DEPTH.dec()
-        self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
         self.room.release()
+        self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
 
     def predict_all(self) -> None:
         """Predict batch after batch until the end."""
         while batch := self.next_batch():
-            try:
-                self.predict(batch)
-            except Exception:
-                # The thread must survive; its images are answered at their deadline.
-                logger.exception("answering a batch failed")
-            for _ in batch:
-                self.room.release()
+            self.predict(batch)
+            self.room.release(len(batch))
 
     def next_batch(self) -> list[Decoded]:
         """Wait for decoded images and take a batch of those that can still be answered in time; [] at the end."""
@@ -156,7 +150,7 @@ class Pipeline:
         """Rows of probabilities (K,) for uint8 (N, 3, S, S); None for an image that the model raises for."""
         try:
             return list(self.engine.predict(pixels))
-        except RuntimeError:
+        except Exception:  # whatever it is, it must not keep the neighbours' answers back
             if len(pixels) == 1:
                 logger.exception("the model failed on an image")
                 metrics.ISOLATED_FAILURES.inc()
@@ -178,3 +172,10 @@ class Pipeline:
         metrics.PREDICTIONS.labels(self.engine.artifact.manifest.classes[index]).inc()
         metrics.CONFIDENCE.observe(probability)
         return Answer(item.uid, predictions, "", "", *times)
+
+
+def end_on_bug(future: Future[None]) -> None:
+    """End the worker when one of its threads failed: half a pipeline would keep requests and their room for ever."""
+    if error := future.exception():
+        logger.critical("the worker failed", exc_info=error)
+        os._exit(1)

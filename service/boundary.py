@@ -21,6 +21,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 HEADER_BYTES = 32 * 1024
 DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
+PROBES = frozenset({"/health", "/readyz", "/livez"})  # asked all the time; a 503 there refuses nobody
 
 
 class Boundary:
@@ -51,26 +52,26 @@ class Boundary:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        with metrics.REQUESTS_IN_FLIGHT.track_inprogress():
-            try:
-                refuse_large_headers(scope)
-                await self.app(scope, receive, send_with_id)
-            except ClientDisconnect as error:
+        try:
+            refuse_large_headers(scope)
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect as error:
+            metrics.count(error)
+            status, code = DISCONNECTED, error.code
+        except (ServiceError, ImageError) as error:
+            if route not in PROBES:
                 metrics.count(error)
-                status, code = DISCONNECTED, error.code
-            except (ServiceError, ImageError) as error:
-                metrics.count(error)
-                code = error.code
-                await send_problem(error, request_id, send_with_id)
-            except Exception:
-                logger.exception("a request failed", extra={"request_id": request_id, "route": route})
-                code = Internal.code
-                if not status:
-                    await send_problem(Internal("The service failed on this request."), request_id, send_with_id)
+            code = error.code
+            await send_problem(error, request_id, send_with_id)
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": request_id, "route": route})
+            code = Internal.code
+            if not status:
+                await send_problem(Internal("The service failed on this request."), request_id, send_with_id)
         seconds = monotonic() - started
         metrics.REQUESTS.labels(route, str(status)).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(seconds)
-        self.log(route, status, code, request_id, seconds)
+        self.log(route, status, code or scope["state"].get("code", ""), request_id, seconds)
 
     def log(self, route: str, status: int, code: str, request_id: str, seconds: float) -> None:
         """Refusals and errors always, successes when asked for."""
@@ -89,9 +90,19 @@ def refuse_large_headers(scope: Scope) -> None:
 
 async def send_problem(error: AnyError, request_id: str, send: Send) -> None:
     """Answer with the error as application/problem+json (RFC 9457)."""
-    body = json.dumps(problem(error, request_id)).encode()
-    extra = error.headers if isinstance(error, ServiceError) else {}
-    headers = {"content-type": "application/problem+json", "content-length": str(len(body)), **extra}
+    headers = {"content-type": "application/problem+json"} | headers_of(error)
+    await send_json(send, int(error.status), headers, problem(error, request_id))
+
+
+def headers_of(error: AnyError | None) -> dict[str, str]:
+    """What an error asks to be sent with it, like Retry-After."""
+    return error.headers if isinstance(error, ServiceError) else {}
+
+
+async def send_json(send: Send, status: int, headers: dict[str, str], document: object) -> None:
+    """Answer with strict JSON: NaN raises instead of being written."""
+    body = json.dumps(document, allow_nan=False).encode()
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": int(error.status), "headers": raw})
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

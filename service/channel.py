@@ -7,8 +7,8 @@ from itertools import count
 from time import monotonic
 
 from service import metrics
-from service.errors import AtCapacity
-from service.transport import BOARD_BYTES, LOST_UID, MESSAGE_BYTES, REQUEST, Answer, Item, Transport
+from service.errors import AtCapacity, TooLarge, TooManyImages
+from service.transport import LOST_UID, MESSAGE_BYTES, REQUEST, Answer, Item, Transport
 
 
 class Slots:
@@ -52,10 +52,11 @@ class Channel:
         self.transport = transport
         self.process = process
         self.capacity = max(1, capacity // transport.processes)
-        start = BOARD_BYTES + process * transport.share
+        start = transport.board_bytes + process * transport.share
         self.slots = Slots(start, start + transport.share)
         self.waiting: dict[int, tuple[Item, asyncio.Future[Answer]]] = {}
         self.backlog: deque[bytes] = deque()
+        self.blocked = False
         self.uids = count(LOST_UID + 1)
         self.loop = asyncio.get_running_loop()
         self.sender = transport.requests[0]
@@ -75,7 +76,12 @@ class Channel:
 
         Raises:
             AtCapacity: too many images or bytes wait already.
+            TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
+        if len(bodies) > self.capacity:
+            raise TooManyImages(f"The request has {len(bodies)} images; the capacity is {self.capacity}.")
+        if sum(map(len, bodies)) > self.transport.share:
+            raise TooLarge(f"The request's images are larger than the capacity of {self.transport.share} bytes.")
         if len(self.waiting) + len(bodies) > self.capacity:
             raise AtCapacity(
                 f"{len(self.waiting)} images are waiting; the capacity is {self.capacity}. Try again soon."
@@ -109,9 +115,13 @@ class Channel:
             while self.backlog:
                 self.sender.send(self.backlog[0])
                 self.backlog.popleft()
-            self.loop.remove_writer(self.sender)
         except BlockingIOError:
             self.loop.add_writer(self.sender, self.flush)
+            self.blocked = True
+        else:
+            if self.blocked:
+                self.loop.remove_writer(self.sender)
+                self.blocked = False
 
     def take_answers(self) -> None:
         """Complete the futures of every answer that has come."""
@@ -132,7 +142,7 @@ class Channel:
                     complete(future, answer)
 
     def fail_all(self, answer: Answer) -> None:
-        """No worker is left that could read a slot or answer."""
+        """The service is about to end and none of these will be answered."""
         for item, future in self.waiting.values():
             self.slots.give(item.offset, item.length)
             complete(future, answer)

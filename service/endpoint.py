@@ -1,7 +1,6 @@
 """`POST /predict`: from a request's bytes to its reply, whatever form the images came in."""
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from urllib.parse import parse_qs
@@ -11,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from models.manifest import Manifest
 from service import metrics
+from service.boundary import headers_of, send_json
 from service.channel import Channel
 from service.errors import (
     BY_CODE,
@@ -20,6 +20,7 @@ from service.errors import (
     ContentEncoding,
     DeadlineExceeded,
     Draining,
+    Framing,
     NotReady,
     TooLarge,
     problem,
@@ -30,6 +31,7 @@ from service.transport import DRAINING, READY, Answer
 
 DEFAULT_TOP_K = 5
 LONGEST_TIMEOUT_MS = 60_000
+QUERY_FIELDS = 100
 
 
 class Predict:
@@ -43,6 +45,11 @@ class Predict:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        with metrics.REQUESTS_IN_FLIGHT.track_inprogress():
+            await self.answer(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read, predict, reply."""
         started = monotonic()
         channel, headers, settings = self.channel(), Headers(scope=scope), self.settings
         refuse_unready(channel.transport.phase)
@@ -50,6 +57,8 @@ class Predict:
         top_k = top_k_of(scope["query_string"], len(self.manifest.classes))
         deadline = started + timeout_of(headers.get("x-timeout-ms"), settings.timeout_ms)
         body = await read_body(receive, headers.get("content-length", ""), settings.max_body_bytes)
+        if not body and "upgrade" in headers:
+            raise Framing("An Upgrade is not supported, and it hid the body; send plain HTTP/1.1.")
         found = images(body, headers.get("content-type", ""), settings.max_images)
         received = monotonic()
         metrics.STAGE_SECONDS.labels("receive").observe(received - started)
@@ -57,17 +66,21 @@ class Predict:
         bodies = [image for image in found.bodies if isinstance(image, bytes)]
         answers = await predicted(channel, bodies, top_k, deadline, receive) if bodies else []
         answered = monotonic()
-        status, document = self.document(found, in_order(found, answers), scope["state"]["request_id"])
-        await respond(send, status, document, server_timing(received - started, answers))
+        replies = in_order(found, answers)
+        error, document = self.document(found, replies, scope["state"])
+        await respond(send, error, document, server_timing(received - started, answers))
         metrics.STAGE_SECONDS.labels("respond").observe(monotonic() - answered)
 
-    def document(self, found: Images, replies: Sequence[Answer | AnyError], request_id: str) -> tuple[int, object]:
-        """Status and document of the reply; a single image's error is raised."""
+    def document(
+        self, found: Images, replies: Sequence[Answer | AnyError], state: dict[str, str]
+    ) -> tuple[AnyError | None, object]:
+        """The reply, and the first error where no image succeeded; a single image's error is raised."""
+        request_id = state["request_id"]
         success = {"request_id": request_id, "model": {"name": self.manifest.name, "version": self.manifest.version}}
         if not found.several:
             (reply,) = replies
             if isinstance(reply, Answer):
-                return 200, success | {"predictions": self.predictions(reply)}
+                return None, success | {"predictions": self.predictions(reply)}
             raise reply
         errors = [reply for reply in replies if not isinstance(reply, Answer)]
         for error in errors:
@@ -79,8 +92,9 @@ class Predict:
             for reply in replies
         ]
         if len(errors) < len(replies):
-            return 200, success | {"results": results}
-        return errors[0].status, problem(errors[0], request_id) | {"results": results}
+            return None, success | {"results": results}
+        state["code"] = errors[0].code
+        return errors[0], problem(errors[0], request_id) | {"results": results}
 
     def predictions(self, answer: Answer) -> list[dict[str, object]]:
         """Classes by name, highest first."""
@@ -104,7 +118,10 @@ def refuse_encoded(encoding: str) -> None:
 
 def top_k_of(query: bytes, num_classes: int) -> int:
     """How many predictions the query asks for: `min(5, K)` by default, at most K."""
-    given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100).get("top_k")
+    try:
+        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS).get("top_k")
+    except ValueError:
+        raise BadParameter(f"The query has more than {QUERY_FIELDS} fields.") from None
     if given is None:
         return min(DEFAULT_TOP_K, num_classes)
     return min(whole_number("top_k", given[-1]), num_classes)
@@ -127,15 +144,17 @@ def whole_number(name: str, text: str) -> int:
 
 async def read_body(receive: Receive, announced: str, limit: int) -> bytes:
     """The whole body; refused before the rest is read once it is known to be too large."""
-    size, chunks = int(announced) if announced.isdigit() else 0, []
+    if announced.isdigit() and int(announced) > limit:
+        raise TooLarge(f"The body is larger than {limit} bytes.")
+    size, chunks = 0, []
     while size <= limit:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect("The client left before its request was complete.")
         chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
+        size += len(chunks[-1])
+        if size <= limit and not message.get("more_body", False):
             return b"".join(chunks)
-        size = max(size, sum(map(len, chunks)))
     raise TooLarge(f"The body is larger than {limit} bytes.")
 
 
@@ -148,19 +167,22 @@ async def predicted(
         DeadlineExceeded: they did not all come in time.
         ClientDisconnect: nobody waits for them any more.
     """
-    answers = asyncio.gather(*channel.submit(bodies, top_k, deadline))
+    answers = channel.submit(bodies, top_k, deadline)
     leaving = asyncio.ensure_future(receive())
     try:
-        waited = (answers, leaving)
-        await asyncio.wait(waited, timeout=deadline - monotonic(), return_when=asyncio.FIRST_COMPLETED)
-        if answers.done():
-            return answers.result()
-        if leaving.done():
-            raise ClientDisconnect("The client left before its answer.")
-        raise DeadlineExceeded("The request's deadline passed before it was answered.")
+        for answer in answers:
+            waited = (answer, leaving)
+            await asyncio.wait(waited, timeout=deadline - monotonic(), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                continue
+            if leaving.done():
+                raise ClientDisconnect("The client left before its answer.")
+            raise DeadlineExceeded("The request's deadline passed before it was answered.")
+        return [answer.result() for answer in answers]
     finally:
-        answers.cancel()
         leaving.cancel()
+        for answer in answers:
+            answer.cancel()
 
 
 def in_order(found: Images, answers: Iterable[Answer]) -> list[Answer | AnyError]:
@@ -182,14 +204,8 @@ def server_timing(receive: float, answers: Sequence[Answer]) -> str:
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
 
 
-async def respond(send: Send, status: int, document: object, timing: str) -> None:
-    """Send the document as JSON, or as a problem document where it is one."""
-    body = json.dumps(document, allow_nan=False).encode()
-    kind = b"application/json" if status == 200 else b"application/problem+json"
-    headers = [
-        (b"content-type", kind),
-        (b"content-length", str(len(body)).encode()),
-        (b"server-timing", timing.encode()),
-    ]
-    await send({"type": "http.response.start", "status": int(status), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def respond(send: Send, error: AnyError | None, document: object, timing: str) -> None:
+    """Send the document: 200 and JSON, or as the problem document that it is."""
+    kind = "application/problem+json" if error else "application/json"
+    headers = {"content-type": kind, "server-timing": timing} | headers_of(error)
+    await send_json(send, int(error.status) if error else 200, headers, document)

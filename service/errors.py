@@ -51,6 +51,12 @@ class Failed(ServiceError):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+class Framing(Rejected):
+    """Bytes that are no HTTP request, or one whose body cannot be told."""
+
+    code = "framing"
+
+
 class Empty(Rejected):
     """No bytes where an image should be."""
 

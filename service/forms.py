@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from service.errors import BadForm, BadJson, ContentType, Empty, MissingFile, Rejected, TooManyImages
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OTHER_FIELDS = 8
 OTHER_FIELD_BYTES = 4096
-RAW_TYPES = ("", "application/octet-stream", "binary/octet-stream")
+RAW_TYPES = ("", "application/octet-stream")
 URLENCODED_ADVICE = (
     "application/x-www-form-urlencoded is not accepted. With curl use -F file=@photo.jpg, or --data-binary @photo.jpg "
     "with -H 'Content-Type: image/jpeg'."
@@ -42,7 +42,7 @@ def images(body: bytes, content_type: str, max_images: int) -> Images:
     kind = media_type.decode("latin-1").strip().lower()
     if kind == "multipart/form-data":
         return from_form(body, options.get(b"boundary", b""), max_images)
-    if kind == "application/json" or kind.endswith("+json"):
+    if kind == "application/json":
         return from_json(body, max_images)
     if kind.startswith("image/") or kind in RAW_TYPES:
         return Images([present(body)], several=False)
@@ -63,10 +63,8 @@ def item(body: bytes) -> bytes | Rejected:
     return body or Empty("The image is empty.")
 
 
-def limited(bodies: list[bytes | Rejected], several: bool, max_images: int) -> Images:
-    """Within the limit; the single image of a request that has one is that request's error."""
-    if len(bodies) > max_images:
-        raise TooManyImages(f"The request has {len(bodies)} images; at most {max_images} are accepted.")
+def collected(bodies: list[bytes | Rejected], several: bool) -> Images:
+    """The images of a request; where it has one, that one's error is the request's."""
     if not several and isinstance(bodies[0], Rejected):
         raise bodies[0]
     return Images(bodies, several)
@@ -86,12 +84,12 @@ def from_json(body: bytes, max_images: int) -> Images:
         raise BadJson("An image must be a string of base64, and `images` a list of at least one.")
     if len(texts) > max_images:
         raise TooManyImages(f"The request has {len(texts)} images; at most {max_images} are accepted.")
-    return limited([from_base64(text) for text in texts], several, max_images)
+    return collected([from_base64(text) for text in texts], several)
 
 
 def from_base64(text: str) -> bytes | Rejected:
     """The bytes of one base64 string, or why there are none."""
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     try:
         return item(base64.b64decode("".join(text.split()), validate=True))
@@ -183,10 +181,10 @@ def from_form(body: bytes, boundary: bytes, max_images: int) -> Images:
         parser = MultipartParser(boundary, callbacks)
         parser.write(present(body))
         parser.finalize()
-    except MultipartParseError:
+    except FormParserError:
         raise BadForm("The form is malformed.") from None
     if not form.ended:
         raise BadForm("The form is incomplete: its closing boundary is missing.")
     if not form.files:
         raise MissingFile("The form has no part named `file`; with curl: -F file=@photo.jpg")
-    return limited(form.files, len(form.files) > 1, max_images)
+    return collected(form.files, len(form.files) > 1)

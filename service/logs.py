@@ -51,8 +51,8 @@ def configure(log_format: str) -> None:
     handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logger.setLevel(logging.INFO)
-    # LitServe brings handlers of its own, and uvicorn tells a client's broken request as a warning.
-    for name in ("litserve", "uvicorn", "uvicorn.error"):
+    # LitServe brings handlers of its own; uvicorn and python-multipart tell a client's broken request as a warning.
+    for name in ("litserve", "uvicorn", "uvicorn.error", "python_multipart"):
         other = logging.getLogger(name)
         other.handlers, other.propagate = [], True
         other.setLevel(logging.ERROR)

@@ -22,7 +22,7 @@ def content(kind: str, schema: Json) -> Json:
 
 
 def struct(properties: Json, *, required: list[str] | None = None) -> Json:
-    """A closed object; every property is required unless said otherwise."""
+    """An object; every property is required unless said otherwise."""
     names = list(properties) if required is None else required
     return {"type": "object", "properties": properties, "required": names}
 

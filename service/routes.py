@@ -83,4 +83,4 @@ def translate(_: Request, error: Exception) -> Response:
     if error.status_code == MethodNotAllowed.status:
         allowed = (error.headers or {}).get("Allow", "")
         raise MethodNotAllowed("This route has other methods.", {"allow": allowed})
-    raise NotFound("No such route; GET /docs lists them.")
+    raise NotFound("No such route.")

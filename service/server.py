@@ -15,8 +15,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -33,8 +33,9 @@ from service.boundary import Boundary
 from service.channel import Channel
 from service.endpoint import LONGEST_TIMEOUT_MS, Predict
 from service.logs import logger
+from service.protocol import Protocol
 from service.settings import Settings
-from service.transport import DRAINING, FAILED, READY, Transport
+from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
 from service.worker import Worker, end_with_parent
 
 BACKLOG = 2048
@@ -89,15 +90,20 @@ class Server(litserve.LitServer):
             timeout=False,
         )
         self.settings, self.holder = settings, holder
-        self.transport = Transport(settings.http_processes, settings.capacity_bytes)
+        if len(manifest.classes) > MAX_CLASSES:
+            raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
+        workers = len(self.devices) * settings.workers
+        self.transport = Transport(settings.http_processes, workers, settings.capacity_bytes)
         self.sockets = [holder]
         self.channel: Channel | None = None
-        self.failed = False
+        self.failed = threading.Event()
+        self.manager: Any = None
         self._monitor_workers = False  # `watch` replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         predict = Predict(manifest, settings, self.open_channel)
         table = routes.build(manifest, settings, self.transport, predict)
         self.app.router.routes[:] = table
+        self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
         self.app.add_middleware(Boundary, routes={route.path for route in table}, access_log=settings.access_log)
         self.app.add_exception_handler(HTTPException, routes.translate)
@@ -109,6 +115,7 @@ class Server(litserve.LitServer):
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = super()._init_manager(num_api_servers)
+        self.manager = manager
         self.transport.connect()
         self.litapi_request_queues[self.lit_api.api_path] = self.transport
         self._transport = Idle(self.transport)
@@ -138,7 +145,7 @@ class Server(litserve.LitServer):
         """Say that the service answers, once it does."""
         address = self.holder.getsockname()
         while not answers(address):
-            if self.failed:
+            if self.failed.wait(0.01):
                 return
         self.transport.phase = READY
         banner(self.settings, address, self.transport.told(0) or {})
@@ -151,10 +158,17 @@ class Server(litserve.LitServer):
         dead = next(process for process in processes if wait([process.sentinel], timeout=0))
         dead.join()
         logger.error("a process ended unexpectedly; stopping", extra={"lost": dead.name, "exit_code": dead.exitcode})
-        self.failed = True
+        self.failed.set()
         self.transport.phase = FAILED
         self.transport.lost()
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self) -> None:
+        """However the service ends, no child outlives it."""
+        if self.manager is not None:
+            self.manager.shutdown()  # by itself, so that it removes its folder
+        for child in multiprocessing.active_children():
+            child.kill()
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -227,16 +241,6 @@ def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) 
     )
 
 
-@contextmanager
-def killing_children() -> Iterator[None]:
-    """However this ends, no child outlives it."""
-    try:
-        yield
-    finally:
-        for child in multiprocessing.active_children():
-            child.kill()
-
-
 def run(settings: Settings, manifest: Manifest) -> int:
     """Serve until a signal; the process's exit code.
 
@@ -257,13 +261,13 @@ def run(settings: Settings, manifest: Manifest) -> int:
         # LitServe stops its children on KeyboardInterrupt only; plain SIGTERM would orphan them.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not server.failed:
+        if not server.failed.is_set():
             server.transport.phase = DRAINING
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    with suppress(KeyboardInterrupt), killing_children():  # interrupted while loading
+    with suppress(KeyboardInterrupt), closing(server):  # interrupted while loading
         server.run(
             host="127.0.0.1",
             port=8000,  # neither is used: `fd` replaces them
@@ -271,6 +275,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
+            http=Protocol,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -279,4 +284,4 @@ def run(settings: Settings, manifest: Manifest) -> int:
             ws="none",
         )
         logger.info("stopped", extra={"seconds": round(monotonic() - started, 1)})
-    return 1 if server.failed else 0
+    return 1 if server.failed.is_set() else 0

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -62,9 +63,11 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(32, ge=1, le=1024, description="most images in one forward pass")
     max_delay_ms: float = Field(0, ge=0, le=1000, description="how long an idle model waits for a fuller batch")
     capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered")
-    capacity_bytes: int = Field(256 * MIB, ge=MIB, description="most bytes of bodies accepted and not yet answered")
+    capacity_bytes: int = Field(
+        256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered"
+    )
     timeout_ms: int = Field(30_000, ge=1, le=60_000, description="deadline of a request that brings none")
-    max_body_bytes: int = Field(10 * MIB, ge=1, description="largest body")
+    max_body_bytes: int = Field(10 * MIB, ge=1, le=1 << 30, description="largest body")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=200_000_000, description="largest image, width x height")
     max_images: int = Field(32, ge=1, le=1024, description="most images in one request")
     formats: Annotated[str, AfterValidator(known_formats)] = Field(
@@ -88,13 +91,13 @@ class Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message}; see python -m service --help")
 
 
-def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+def load(arguments: Sequence[str]) -> Settings:
     """The settings from flags and `DARKROOM_*` variables.
 
     Raises:
         SettingsError: an unknown flag or variable, or a value out of range; one line.
     """
-    refuse_unknown(environment)
+    refuse_unknown(os.environ)
     parser = Parser(prog="python -m service", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
     try:

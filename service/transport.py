@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-BOARD_BYTES = 64 * 1024
-CELL_BYTES = 1024
-PHASE_AT, WORKERS_AT = 0, CELL_BYTES
+CELL_BYTES = 2048  # of the board: the first holds the phase, then one a worker
 LOADING, READY, DRAINING, FAILED = range(4)
 REQUEST = struct.Struct("<HQQIIdd")
 ANSWER = struct.Struct("<QHIfff")
 # Below Linux's default net.core.wmem_max (212,992), which bounds a message.
 MESSAGE_BYTES = 128 * 1024
+MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
 LOST_UID = 0  # the answer that says: no worker will answer any more
 
 
@@ -86,12 +85,13 @@ class Answer:
 class Transport:
     """Arena, board and sockets; made in the main process, inherited by forks, sent to spawned workers."""
 
-    def __init__(self, processes: int, capacity_bytes: int) -> None:
+    def __init__(self, processes: int, workers: int, capacity_bytes: int) -> None:
         """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`."""
         self.processes = processes
+        self.board_bytes = (1 + workers) * CELL_BYTES
         self.share = capacity_bytes // processes
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, BOARD_BYTES + self.share * processes)
+        os.ftruncate(self.fd, self.board_bytes + self.share * processes)
         self.arena = mmap.mmap(self.fd, 0)
 
     def connect(self) -> None:
@@ -103,11 +103,11 @@ class Transport:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[1]
         senders = [sender for sender, _ in self.answers]
-        return {"processes": self.processes, "share": self.share, "fd": DupFd(self.fd), "ends": (receiver, senders)}
+        return {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the arena again in the worker."""
-        self.processes, self.share, self.fd = state["processes"], state["share"], state["fd"].detach()
+        self.fd = state["fd"].detach()
         self.arena = mmap.mmap(self.fd, 0)
         receiver, senders = state["ends"]
         self.requests = (None, receiver)  # type: ignore[assignment]
@@ -141,22 +141,22 @@ class Transport:
     @property
     def phase(self) -> int:
         """LOADING, READY, DRAINING or FAILED, as the main process sees the service."""
-        return self.arena[PHASE_AT]
+        return self.arena[0]
 
     @phase.setter
     def phase(self, phase: int) -> None:
-        self.arena[PHASE_AT] = phase
+        self.arena[0] = phase
 
     def tell(self, worker: int, facts: dict[str, Any]) -> None:
         """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
-        text = json.dumps(facts).encode()
-        at = WORKERS_AT + worker * CELL_BYTES
+        text, at = json.dumps(facts).encode(), (1 + worker) * CELL_BYTES
+        assert len(text) <= CELL_BYTES - 4, "facts are a few short words"
         self.arena[at + 4 : at + 4 + len(text)] = text
         self.arena[at : at + 4] = len(text).to_bytes(4, "little")
 
     def told(self, worker: int) -> dict[str, Any] | None:
         """The facts of a ready worker, else None."""
-        at = WORKERS_AT + worker * CELL_BYTES
+        at = (1 + worker) * CELL_BYTES
         length = int.from_bytes(self.arena[at : at + 4], "little")
         facts: dict[str, Any] | None = json.loads(self.arena[at + 4 : at + 4 + length]) if length else None
         return facts

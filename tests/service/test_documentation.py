@@ -3,8 +3,15 @@
 import re
 
 from service.errors import BY_CODE
-from service.metrics import REQUESTS
+from tests.pictures import noise
 from tests.running import Service
+
+METRICS = {
+    *("requests_total", "request_duration_seconds", "requests_in_flight", "stage_duration_seconds"),
+    *("batch_size", "queue_depth", "images_total", "images_rejected_total", "refused_total"),
+    *("client_disconnects_total", "batch_splits_total", "isolated_failures_total", "nonfinite_total"),
+    *("model_info", "predictions_total", "prediction_confidence"),
+}
 
 
 def test_openapi_documents_every_route_and_every_code(service: Service) -> None:
@@ -39,13 +46,14 @@ def test_the_docs_page_needs_no_outside_address(service: Service) -> None:
 
 
 def test_metrics_are_prometheus_text_without_a_redirect(service: Service) -> None:
+    service.post(noise())
+    service.get("/metrics")
     reply = service.get("/metrics")
 
     assert (200, []) == (reply.status_code, reply.history)
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     names = set(re.findall(r"^# TYPE (\w+)", reply.text, re.M))
-    assert all(name.startswith("darkroom_") for name in names)
-    assert REQUESTS is not None
+    assert names == {f"darkroom_{name}" for name in METRICS}
 
 
 def test_every_code_has_a_class_with_its_own_text() -> None:

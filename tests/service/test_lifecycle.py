@@ -79,6 +79,7 @@ def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_reques
         assert 1 == service.sample("darkroom_refused_total", reason="deadline")
         assert 200 == service.post(noise()).status_code
         assert 0 == service.sample("darkroom_queue_depth")
+        assert '"level": "error"' not in service.stderr.read_text()
 
 
 def worker_of(service: Service) -> int:
@@ -134,9 +135,9 @@ def running_still(pid: int) -> bool:
 
 
 def wait_until_in_flight(service: Service, count: int) -> None:
-    """Poll until as many requests are being answered; the poll itself is one more."""
+    """Poll until as many requests are being answered."""
     for _ in range(500):
-        if service.sample("darkroom_requests_in_flight") >= count + 1:
+        if service.sample("darkroom_requests_in_flight") >= count:
             return
     pytest.fail(f"{count} requests were never in flight")
 
@@ -155,16 +156,47 @@ def test_it_stops_cleanly_as_process_1(model: Path) -> None:
         assert 0 == process.wait(running.STOP_S)
 
 
-def test_a_signal_while_loading_ends_it_with_nothing_left(model: Path) -> None:
-    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        started = Service(process, "", "", Path())  # type: ignore[arg-type]
-        while not (children := started.children()) and process.poll() is None:
+@pytest.mark.parametrize("children", [0, 1, 2], ids=["starting", "manager", "worker"])
+def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, tmp_path: Path, children: int) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "service", "--model", str(model), "--port", "0"]
+    environment = running.environment() | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        while "service.settings" not in process.stderr.readline():  # from here on signals are handled
             pass
+        started = Service(process, "", "", Path())
+        while len(found := started.children()) < children:
+            process.stderr.readline()
         process.terminate()
+        process.stderr.read()
 
-        assert process.wait(running.STOP_S) in (0, -signal.SIGTERM)
-        assert gone(children)
+        assert 0 == process.wait(running.STOP_S)
+        assert gone(found)
+        assert [] == list(tmp_path.iterdir())
+
+
+def test_a_draining_service_refuses_new_requests_and_says_so_on_its_probes(model: Path) -> None:
+    with (
+        serving(model, "--max-delay-ms", "1000") as service,
+        ThreadPoolExecutor(1) as pool,
+        requests.Session() as session,
+    ):
+        assert 200 == session.get(service.url + "/health", timeout=60).status_code  # opens the connection
+        pending = pool.submit(service.post, noise())
+        wait_until_in_flight(service, 1)
+        os.kill(worker_of(service), signal.SIGSTOP)  # keeps the request in flight while we look
+        service.process.send_signal(signal.SIGTERM)
+        while (health := session.get(service.url + "/health", timeout=60)).status_code == 200:
+            pass
+        refused = session.post(service.url + "/predict", data=noise(), timeout=60)
+        os.kill(worker_of(service), signal.SIGCONT)
+
+        assert (503, "draining") == (health.status_code, health.json()["code"])
+        assert (503, "draining") == (refused.status_code, refused.json()["code"])
+        assert 200 == pending.result().status_code
+        assert 0 == service.process.wait(running.STOP_S)
 
 
 def test_nothing_outlives_a_main_process_that_is_killed(model: Path) -> None:
@@ -181,7 +213,7 @@ def test_a_lost_process_ends_the_service_with_a_line_and_no_request_left_hanging
     with serving(model, "--max-delay-ms", "1000") as service, ThreadPoolExecutor(4) as pool:
         children = service.children()
         worker = worker_of(service)
-        http = max(pid for pid in children if pid != worker)
+        http = next(pid for pid in children if listens(pid))
         replies = [pool.submit(service.post, noise(seed)) for seed in range(4)]
         wait_until_in_flight(service, 4)
         os.kill(worker if victim == "worker" else http, signal.SIGKILL)
@@ -193,6 +225,13 @@ def test_a_lost_process_ends_the_service_with_a_line_and_no_request_left_hanging
         assert 1 == service.process.wait(running.STOP_S)
         assert "a process ended unexpectedly" in service.stderr.read_text()
         assert gone(children)
+
+
+def listens(pid: int) -> bool:
+    """Whether a process holds a listening TCP socket."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    return any(os.readlink(link) in listening for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_several_processes_and_workers_count_every_request_once(model: Path) -> None:

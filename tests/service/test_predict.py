@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,10 @@ def test_a_top_k_that_is_no_positive_integer_is_a_bad_parameter(service: Service
     problem(service.post(noise(), f"/predict?top_k={value}"), 400, "bad_parameter")
 
 
+def test_a_flood_of_query_fields_is_a_bad_parameter(service: Service) -> None:
+    problem(service.post(noise(), "/predict?" + "a=1&" * 150), 400, "bad_parameter")
+
+
 @pytest.mark.parametrize("value", ["0", "60001", "soon", "-5"])
 def test_a_timeout_out_of_range_is_a_bad_parameter(service: Service, value: str) -> None:
     problem(service.post(noise(), x_timeout_ms=value), 400, "bad_parameter")
@@ -190,6 +195,8 @@ def test_server_timing_names_the_four_stages_in_milliseconds(service: Service) -
         (b"--b--\r\n", {"content_type": "multipart/form-data; boundary=b"}, 400, "missing_file"),
         (b"--b\r\n", {"content_type": "multipart/form-data; boundary=b"}, 400, "bad_form"),
         (b"\0" * 200_001, {}, 413, "too_large"),
+        (b"x", {"content_type": "multipart/form-data; boundary=" + "b" * 5000}, 400, "bad_form"),
+        (b"x", {"content_type": "application/ld+json"}, 415, "content_type"),
     ],
 )
 def test_unusable_input_is_refused_by_name(
@@ -223,8 +230,6 @@ def test_json_with_too_many_images_is_refused(service: Service) -> None:
 
 
 def test_a_body_announced_too_large_is_refused_before_it_is_sent(service: Service) -> None:
-    import socket
-
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n")
@@ -268,5 +273,28 @@ def test_no_refusal_shows_a_path_or_a_traceback(service: Service) -> None:
         )
 
 
-def test_errors_are_strict_json(service: Service) -> None:
-    json.loads(service.post(b"junk").text, parse_constant=lambda name: pytest.fail(name))
+def test_what_is_no_http_is_a_problem_too(service: Service) -> None:
+    for request in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
+        reply = answered_raw(service, request)
+
+        assert reply.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in reply
+        assert "framing" == json.loads(reply.partition(b"\r\n\r\n")[2])["code"]
+
+
+def answered_raw(service: Service, request: bytes) -> bytes:
+    """All that comes back for these bytes until the server closes."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(request)
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_an_upgrade_that_hides_the_body_is_named(service: Service) -> None:
+    problem(service.post(noise(), upgrade="h2c", connection="Upgrade"), 400, "framing")
+
+
+def test_a_connection_serves_on_after_refusals(service: Service) -> None:
+    with requests.Session() as session:
+        for body, status in ((noise(), 200), (b"junk", 415), (b"\0" * 300_000, 413), (noise(), 200)):
+            assert status == session.post(f"{service.url}/predict", data=body, timeout=60).status_code

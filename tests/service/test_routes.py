@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+import requests
+
 from tests import artifacts
 from tests.running import Service
 
@@ -35,6 +38,13 @@ def test_unknown_routes_are_404_and_wrong_methods_405_with_allow(service: Servic
     assert (404, "not_found") == (missing.status_code, missing.json()["code"])
     assert (405, "method_not_allowed", "POST") == (wrong.status_code, wrong.json()["code"], wrong.headers["allow"])
     assert 405 == service.post(b"", "/health").status_code
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/health/", "//predict", "/Predict"])
+def test_a_path_that_is_nearly_right_is_404_and_no_redirect(service: Service, path: str) -> None:
+    reply = requests.get(service.url + path, allow_redirects=False, timeout=60)
+
+    assert (404, "not_found") == (reply.status_code, reply.json()["code"])
 
 
 def test_litserves_own_routes_are_gone(service: Service) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.channel import Channel, Slots
-from service.errors import AtCapacity
-from service.transport import BOARD_BYTES, Answer, Transport
+from service.errors import AtCapacity, TooLarge, TooManyImages
+from service.transport import Answer, Transport
 
 
 @given(st.lists(st.one_of(st.integers(1, 400), st.none()), max_size=60))
@@ -62,7 +62,7 @@ def test_answers_survive_the_way(sent: list[Answer]) -> None:
 @contextmanager
 def connected(capacity: int, capacity_bytes: int = 1 << 20) -> Iterator[tuple[Transport, Channel]]:
     """Both ends in one process."""
-    transport = Transport(1, capacity_bytes)
+    transport = Transport(1, 1, capacity_bytes)
     transport.connect()
     channel = Channel(transport, 0, capacity)
     yield transport, channel
@@ -80,7 +80,8 @@ def test_bodies_reach_the_worker_and_answers_their_futures() -> None:
             assert [b"first", b"second"] == [transport.body(item).tobytes() for item in items if item]
             transport.answer(0, [Answer(item.uid, [(index, 0.5)]) for index, item in enumerate(items) if item])
             found = await asyncio.gather(*futures)
-            assert [(BOARD_BYTES, BOARD_BYTES + (1 << 20))] == channel.slots.free
+            start = transport.board_bytes
+            assert [(start, start + (1 << 20))] == channel.slots.free
             return found
 
     assert [[(0, 0.5)], [(1, 0.5)]] == [answer.predictions for answer in asyncio.run(scenario())]
@@ -98,12 +99,25 @@ def test_the_worker_sees_the_end_when_the_last_sender_has_closed() -> None:
 def test_a_request_is_accepted_whole_or_not_at_all() -> None:
     async def scenario() -> None:
         with connected(capacity=3, capacity_bytes=1000) as (_, channel):
+            channel.submit([b"x" * 500], 1, math.inf)
+            free = list(channel.slots.free)
             with pytest.raises(AtCapacity, match="capacity is 3"):
-                channel.submit([b"x"] * 4, 1, math.inf)
+                channel.submit([b"x"] * 3, 1, math.inf)
             with pytest.raises(AtCapacity, match="room"):
-                channel.submit([b"x" * 600, b"y" * 600], 1, math.inf)
-            assert [(BOARD_BYTES, BOARD_BYTES + 1000)] == channel.slots.free
-            assert 3 == len(channel.submit([b"x"] * 3, 1, math.inf))
+                channel.submit([b"x" * 300, b"y" * 300], 1, math.inf)
+            assert free == channel.slots.free
+            assert 2 == len(channel.submit([b"x"] * 2, 1, math.inf))
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_could_never_be_accepted_is_not_told_to_try_again() -> None:
+    async def scenario() -> None:
+        with connected(capacity=3, capacity_bytes=1000) as (_, channel):
+            with pytest.raises(TooManyImages):
+                channel.submit([b"x"] * 4, 1, math.inf)
+            with pytest.raises(TooLarge):
+                channel.submit([b"x" * 1001], 1, math.inf)
 
     asyncio.run(scenario())
 
@@ -134,7 +148,7 @@ def test_a_lost_worker_fails_what_waits() -> None:
 
 
 def test_the_board_shows_a_phase_and_what_workers_tell() -> None:
-    transport = Transport(1, 1 << 20)
+    transport = Transport(1, 4, 1 << 20)
     transport.phase = 2
     transport.tell(3, {"device": "cpu"})
 
