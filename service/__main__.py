@@ -1,7 +1,6 @@
 """`python -m service`: settings and the artifact's seal are checked before anything heavy is imported."""
 
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,16 +21,15 @@ def main() -> int:
         manifest = manifests.read(settings.model)
     except (SettingsError, ArtifactError) as error:
         return refuse(error)
-    # prometheus_client chooses its multi-process mode by this variable when it is imported.
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="darkroom-metrics-")
-    from service.server import StartError, run
+    with tempfile.TemporaryDirectory(prefix="darkroom-metrics-", ignore_cleanup_errors=True) as directory:
+        # prometheus_client chooses its multi-process mode by this variable when it is imported.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        from service.server import StartError, run
 
-    try:
-        return run(settings, manifest)
-    except StartError as error:
-        return refuse(error)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            return run(settings, manifest)
+        except StartError as error:
+            return refuse(error)
 
 
 def refuse(error: Exception) -> int:

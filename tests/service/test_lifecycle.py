@@ -164,7 +164,7 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, tmp_path
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stderr is not None
-        while "service.settings" not in process.stderr.readline():  # from here on signals are handled
+        while "litserve" not in process.stderr.readline():  # the first import after signals are handled
             pass
         started = Service(process, "", "", Path())
         while len(found := started.children()) < children:
