@@ -136,3 +136,9 @@ def test_variables_of_the_containers_are_settings_of_the_service() -> None:
 
     assert told
     assert told <= Settings.model_fields.keys()
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = read("README.md")
+
+    assert [] == [name for name in Settings.model_fields if f"`--{name.replace('_', '-')}`" not in readme]

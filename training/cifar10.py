@@ -1,6 +1,5 @@
 """CIFAR-10 (Krizhevsky 2009) through torchvision's class: 50,000 training and 10,000 test images, 32x32 RGB."""
 
-import time
 import urllib.request
 import warnings
 from pathlib import Path
@@ -12,21 +11,15 @@ from torchvision.datasets.utils import check_integrity
 from models import archive
 from training.data import Images, Source
 from training.errors import TrainingError
-from training.progress import bar, say
+from training.terminal import bar, say
 
 TIMEOUT_S = 30
 CHUNK = 1 << 16
-SLOW = 500_000  # bytes/s below which one is told how long it will take; the official host gave 50 to 85 kB/s in 2026
-PATIENCE_S = 10
 MIRROR = "give a mirror's address by --data-url, or a folder that holds cifar-10-batches-py/ by --data-dir"
 
 
 def load(folder: Path, url: str | None = None, dataset: type[CIFAR10] = CIFAR10) -> Source:
-    """Read CIFAR-10 from `folder`, downloading it first where it is missing. `dataset` says what files to expect.
-
-    Raises:
-        TrainingError: the files are incomplete or damaged, or the host does not deliver.
-    """
+    """Read CIFAR-10 from `folder`, downloading it first where it is missing. `dataset` says what files to expect."""
     if not (folder / dataset.base_folder).is_dir():
         fetch(folder, url or dataset.url, dataset)
     try:
@@ -46,14 +39,11 @@ def load(folder: Path, url: str | None = None, dataset: type[CIFAR10] = CIFAR10)
 
 
 def fetch(folder: Path, url: str, dataset: type[CIFAR10]) -> None:
-    """Download and unpack the archive; torchvision checks its MD5, so that any mirror will do.
-
-    Raises:
-        TrainingError: the host cannot be reached, stopped, or sent something else.
-    """
+    """Download and unpack the archive; its MD5 is checked, so that any mirror will do."""
     target = folder / dataset.filename
     if not check_integrity(target, dataset.tgz_md5):
-        say(f"CIFAR-10 is not in {folder}: downloading 170 MB from {url}")
+        # The official host gave 50 to 85 kB/s in 2026: an hour.
+        say(f"CIFAR-10 is not in {folder}: downloading 170 MB from {url}; if that is slow, {MIRROR}")
         try:
             with archive.replacing(target) as temporary:
                 download(url, temporary)
@@ -69,15 +59,12 @@ def fetch(folder: Path, url: str, dataset: type[CIFAR10]) -> None:
 
 
 def download(url: str, target: Path) -> None:
-    """Copy `url` to the file `target`, with progress and a word on a slow host."""
-    started, told = time.monotonic(), False
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, target.open("wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        with bar(total, "download", "B") as progress:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                progress.update(len(chunk))
-                rate = file.tell() / (seconds := time.monotonic() - started)  # bytes/s
-                if total and seconds > PATIENCE_S and rate < SLOW and not told:
-                    told, minutes = True, (total - file.tell()) / rate / 60
-                    say(f"the host is slow, {rate / 1000:.0f} kB/s: {minutes:.0f} minutes to go; or {MIRROR}")
+    """Copy `url` to the file `target`, with progress."""
+    with (
+        urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+        target.open("wb") as file,
+        bar(int(response.headers.get("Content-Length") or 0), "download", "B") as progress,
+    ):
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            progress.update(len(chunk))

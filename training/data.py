@@ -1,30 +1,19 @@
-"""Data: named splits of pictures, and how pictures become the pixels that a classifier takes.
+"""Data as it comes: named splits of labelled pictures, also from a folder in ImageFolder layout."""
 
-Whatever the source, a picture is decoded by `models.decode` and resized by the classifier's own `preprocess`, once
-before the first epoch. Pixels of up to `MEMORY` bytes are then kept; larger sets are decoded anew in every epoch, by
-workers.
-"""
-
-import hashlib
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
-from models.classifier import Classifier
-from models.decode import decode
-from models.errors import ImageError
 from training.errors import TrainingError
 
-MEMORY = 1 << 30  # bytes of pixels; 7,133 pictures of 224 x 224
-CHECKED_AT_ONCE = 32
-Batch = tuple[Tensor, Tensor]  # pixels uint8 (N, 3, S, S), labels int64 (N,)
+# Files that are meant as pictures; those of a format that `models.decode` refuses are reported, other files ignored.
+SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .ico".split())  # noqa: SIM905
+SPLITS = ("train", "val", "test")
+LISTED = 20  # classes or files that a refusal lists
 
 
 @dataclass(frozen=True)
@@ -63,11 +52,7 @@ class Source:
 
 
 def divided(images: Images, val: float, seed: int) -> tuple[Images, Images]:
-    """Draw `val`, a share (below 1) or a number, of each class in equal parts, by seed: the rest and the drawn.
-
-    Raises:
-        TrainingError: a class would have nothing left to train or validate on.
-    """
+    """Draw `val`, a share (below 1) or a number, of each class in equal parts, by seed: the rest and the drawn."""
     share = val if val < 1 else val / len(images)
     generator = torch.Generator().manual_seed(seed)
     rest, drawn = [], []
@@ -75,173 +60,59 @@ def divided(images: Images, val: float, seed: int) -> tuple[Images, Images]:
         members = torch.nonzero(images.labels == label).flatten()
         count = max(1, round(share * len(members)))
         if count >= len(members):
-            raise TrainingError(
-                f"--val {val:g} takes all {len(members)} images of a class; give less, or 0 for no validation"
-            )
+            raise TrainingError(f"--val {val:g} takes all {len(members)} images of a class; give less, or 0 for none")
         members = members[torch.randperm(len(members), generator=generator)]
         drawn.append(members[:count])
         rest.append(members[count:])
     return images.take(torch.cat(rest).sort().values), images.take(torch.cat(drawn).sort().values)
 
 
-class Split(Protocol):
-    """Pixels of one split, in batches, and their labels int64 (N,)."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Batches of up to `size`: all images in order, or shuffled by `generator`."""
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A split whose pixels uint8 (N, 3, S, S) fit in memory."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """See `Split.batches`."""
-        for indices in order(len(self.labels), size, generator):
-            yield self.pixels[indices], self.labels[indices]
+def read_folder(folder: Path) -> Source:
+    """Find every picture, without opening any."""
+    if not folder.is_dir():
+        raise TrainingError(f"--data {folder}: no such folder; give shapes10, cifar10 or a folder of class folders")
+    roots = {name: folder / name for name in SPLITS if folders_in(folder / name)}
+    if "train" not in roots:
+        if roots:
+            raise TrainingError(f"{folder} has {' and '.join(roots)}/ but no train/ with class folders; add it")
+        roots = {"train": folder}
+    found = {name: {kind.name: pictures_in(kind) for kind in folders_in(root)} for name, root in roots.items()}
+    classes = tuple(found["train"])
+    if not any(pictures for kinds in found.values() for pictures in kinds.values()):
+        raise TrainingError(f"{folder} holds no pictures below class folders; lay them out as CLASS/picture.jpg")
+    if len(classes) < 2:
+        raise TrainingError(f"{roots['train']} holds one class, {classes[0]}; a classifier needs two or more")
+    for name, kinds in found.items():
+        check(roots[name], kinds, classes)
+    return Source(name_of(folder), classes, {name: gathered(kinds) for name, kinds in found.items()})
 
 
-@dataclass(frozen=True)
-class Decoded(Dataset[tuple[Tensor, Tensor]]):
-    """A split that workers decode anew for every epoch."""
-
-    images: Images
-    preparer: Classifier
-    workers: int
-
-    @property
-    def labels(self) -> Tensor:
-        return self.images.labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 (3, S, S) and label int64 ()."""
-        return pixels_of(self.images.pictures[index], self.preparer)[0], self.images.labels[index]
-
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """See `Split.batches`.
-
-        Raises:
-            TrainingError: a file that was readable before is no longer.
-        """
-        chosen = [indices.tolist() for indices in order(len(self), size, generator)]
-        try:
-            yield from DataLoader(
-                self, batch_sampler=chosen, num_workers=self.workers, worker_init_fn=ignore_ctrl_c, generator=generator
-            )
-        except (OSError, ImageError) as error:
-            raise TrainingError(f"a picture changed while training: {str(error).splitlines()[-1]}") from None
+def check(root: Path, kinds: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> None:
+    """Refuse a split whose classes are not those of `train`, or one of whose classes is empty."""
+    if differing := sorted(kinds.keys() ^ set(classes)):
+        told = ", ".join(f"{kind} ({'missing' if kind in classes else 'not in train'})" for kind in differing[:LISTED])
+        raise TrainingError(f"{root} has other classes than train/: {told}; {len(differing)} in all")
+    if empty := [kind for kind, pictures in kinds.items() if not pictures]:
+        raise TrainingError(f"{root} has {len(empty)} class folders without a picture: {', '.join(empty[:LISTED])}")
 
 
-def order(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
-    """The indices of each batch; shuffled, without a last batch of one: batch normalisation cannot learn from it."""
-    if generator is None:
-        return list(torch.split(torch.arange(count), size))
-    batches = list(torch.split(torch.randperm(count, generator=generator), size))
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders in `folder`, by name; none where it is no folder."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def ignore_ctrl_c(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; only the parent decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def pictures_in(folder: Path) -> list[Path]:
+    """Every visible picture below `folder`, by path."""
+    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES)
 
 
-def pixels_of(picture: Tensor | Path, preparer: Classifier) -> tuple[Tensor, bytes]:
-    """A picture's pixels uint8 (3, S, S), and the bytes that it came in.
-
-    Raises:
-        OSError, ImageError: the file cannot be read or decoded.
-    """
-    if isinstance(picture, Tensor):
-        return preparer.preprocess(picture), picture.numpy().tobytes()
-    body = picture.read_bytes()
-    return preparer.preprocess(decode(body, input_size=preparer.input_size, crop=preparer.crop)), body
+def gathered(kinds: Mapping[str, Sequence[Path]]) -> Images:
+    """All classes' pictures one after the other, labelled by the class's place."""
+    labels = [torch.full((len(pictures),), label) for label, pictures in enumerate(kinds.values())]
+    return Images([path for pictures in kinds.values() for path in pictures], torch.cat(labels))
 
 
-def preparer(input_size: int, crop: float) -> Classifier:
-    """A classifier without a network: all that `preprocess` needs, and small enough to send to workers."""
-    return Classifier(nn.Identity(), input_size=input_size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
-
-
-@dataclass(frozen=True)
-class Checked(Dataset[tuple[Tensor | None, str, str]]):
-    """Every picture decoded once: its pixels if they are `kept`, its bytes' SHA-256, and what is wrong with it."""
-
-    pictures: Tensor | Sequence[Path]
-    preparer: Classifier
-    kept: bool
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | None, str, str]:
-        """Pixels uint8 (3, S, S) or None, digest, problem (empty where there is none)."""
-        try:
-            pixels, body = pixels_of(self.pictures[index], self.preparer)
-        except (OSError, ImageError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            return None, "", f"{self.pictures[index]}: {reason}"
-        return pixels if self.kept else None, hashlib.sha256(body).hexdigest(), ""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Splits ready for training, and the `fingerprint` of the data.
-
-    The fingerprint is the SHA-256 over one sorted line an image: whether it is of `test` or another split or else for
-    fitting, its class, the SHA-256 of its bytes (a file's, or an array's pixels). File names, order and how `train` and
-    `val` are divided do not change it.
-    """
-
-    splits: Mapping[str, Split]
-    fingerprint: str
-
-
-def prepare(
-    source: Source, input_size: int, crop: float, workers: int | None, tick: Callable[[int], object]
-) -> tuple[Prepared, list[str]]:
-    """Decode every picture of every split once; `tick` is told how many are done. Also returns what is unreadable."""
-    preparing = preparer(input_size, crop)
-    count = sum(map(len, source.splits.values()))
-    kept = count * 3 * input_size**2 <= MEMORY
-    splits: dict[str, Split] = {}
-    lines, problems = [], []
-    for name, images in source.splits.items():
-        processes = 0 if isinstance(images.pictures, Tensor) else processes_for(workers, len(images))
-        loader = DataLoader(
-            Checked(images.pictures, preparing, kept),
-            batch_size=CHECKED_AT_ONCE,
-            num_workers=processes,
-            collate_fn=list,
-            worker_init_fn=ignore_ctrl_c,
-        )
-        pixels = torch.zeros((len(images) if kept else 0, 3, input_size, input_size), dtype=torch.uint8)
-        done = 0
-        role = "fit" if name in ("train", "val") else name
-        for items in loader:
-            for picture, digest, problem in items:
-                if problem:
-                    problems.append(problem)
-                elif kept:
-                    pixels[done] = picture
-                lines.append(f"{role} {source.classes[int(images.labels[done])]} {digest}\n")
-                done += 1
-            tick(len(items))
-        splits[name] = InMemory(pixels, images.labels) if kept else Decoded(images, preparing, processes)
-    fingerprint = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    return Prepared(splits, fingerprint), problems
-
-
-def processes_for(workers: int | None, images: int) -> int:
-    """How many workers decode: as asked for, else one a core, at most 8, and none for a handful of images."""
-    if workers is not None:
-        return workers
-    return 0 if images < 2 * CHECKED_AT_ONCE else min(8, os.cpu_count() or 1)
+def name_of(folder: Path) -> str:
+    """The folder's name in the characters that a model's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:128] or "folder"

@@ -6,58 +6,68 @@ Recipes take flags only, never environment variables. A preset is a recipe in wh
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.manifest import Name
 
-DEVICE_HELP = "auto takes CUDA, then Apple's MPS, then the CPU"
-Device = Literal["auto", "cpu", "cuda", "mps"]
+NONE = "\0"  # what pydantic-settings reads as None: nothing that a command line can hold
+ARCHITECTURE = "architecture; a wrong name lists the known ones"
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="auto: CUDA, else Apple's MPS, else CPU")]
+InputSize = Annotated[int | None, Field(ge=1, description="side of the pictures in px (else the architecture's)")]
+Version = Annotated[Name | None, Field(description="the model's version (else 12 digits of its digest)")]
+Workers = Annotated[int | None, Field(ge=0, description="processes that decode files (else one a core, at most 8)")]
 
 
-def flag(default: Any, text: str, group: str, **limits: Any) -> Any:
-    """A field that is also a flag: its default, its help and the help's section."""
-    return Field(default, description=text, json_schema_extra={"group": group}, **limits)
-
-
-class Flags(BaseModel):
+class Flags(BaseSettings):
     """Values given by flags; frozen, and an unknown one is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        allow_inf_nan=False,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_enforce_required=True,
+        cli_parse_none_str=NONE,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what is given; no environment, no files."""
+        return (init_settings,)
 
 
 class Recipe(Flags):
     """The defaults are those of the PyTorch tutorials for CIFAR-10."""
 
-    arch: str = flag("simple_cnn", "architecture; a wrong name lists the known ones", "model")
-    weights: str | None = flag(
-        None, "pretrained weights: a .pth file, or a name in torchvision's registry such as DEFAULT", "model"
-    )
-    input_size: int | None = flag(None, "side of the network's pictures in px (else the architecture's)", "model", ge=1)
-    name: Name | None = flag(None, "the model's name (else the data set's)", "model")
-    version: Name | None = flag(None, "the model's version (else 12 digits of its digest)", "model")
+    arch: str = Field("simple_cnn", description=ARCHITECTURE)
+    weights: str | None = Field(None, description="pretrained: a .pth file, or a name in torchvision, as DEFAULT")
+    input_size: InputSize = None
+    name: Name | None = Field(None, description="the model's name (else the data set's)")
+    version: Version = None
 
-    epochs: int = flag(10, "passes over the training images", "optimisation", ge=1)
-    batch_size: int = flag(32, "images a step", "optimisation", ge=1)
-    optimizer: Literal["adam", "sgd"] = flag("adam", "optimizer", "optimisation")
-    lr: float = flag(1e-3, "learning rate; a schedule's highest", "optimisation", gt=0)
-    momentum: float = flag(0.9, "Nesterov momentum, for sgd", "optimisation", ge=0, lt=1)
-    weight_decay: float = flag(0.0, "L2 penalty", "optimisation", ge=0)
-    schedule: Literal["constant", "cosine", "one-cycle"] = flag(
-        "constant", "the learning rate over the run, set at every step", "optimisation"
-    )
+    epochs: int = Field(10, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images a step")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimizer")
+    lr: float = Field(1e-3, gt=0, description="learning rate; a schedule's highest")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum, for sgd")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty")
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field("constant", description="learning rate over the run")
 
-    flip: bool = flag(False, "mirror half of the training images, left to right", "images")
-    shift: int = flag(0, "move training images by up to so many px each way, edges repeated", "images", ge=0)
-    val: Annotated[float, Field(ge=0)] = flag(
+    flip: bool = Field(False, description="mirror half of the training images, left to right")
+    shift: int = Field(0, ge=0, description="move training images by up to so many px each way, edges repeated")
+    val: float = Field(
         0.1,
-        "training images held out for validation where the data brings no validation split: a share (below 1) or a "
-        "number; 0: no validation at all, so the last epoch is kept and probabilities are not calibrated",
-        "images",
+        ge=0,
+        description="training images held out for validation where the data brings no validation split: a share (below "
+        "1) or a number; 0: no validation at all, so the last epoch is kept and probabilities are not calibrated",
     )
-    workers: int | None = flag(None, "processes that decode files (else one a core, at most 8)", "images", ge=0)
-
-    seed: int = flag(0, "seed of weights, shuffling, augmentation and validation split", "run", ge=0, lt=2**63)
-    device: Device = flag("auto", DEVICE_HELP, "run")
+    workers: Workers = None
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, shuffling, augmentation and validation split")
+    device: Device = "auto"
 
     @model_validator(mode="after")
     def consistent(self) -> "Recipe":
@@ -69,34 +79,12 @@ class Recipe(Flags):
         return self
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "demo": {
-        "arch": "compact_cnn",
-        "epochs": 6,
-        "batch_size": 64,
-        "lr": 1e-2,
-        "schedule": "one-cycle",
-        "shift": 1,
-    },
-    "tutorial": {},  # the tutorials' own choices are the defaults
-    "scratch": {
-        "arch": "compact_cnn",
-        "input_size": 64,
-        "epochs": 30,
-        "lr": 5e-3,
-        "schedule": "one-cycle",
-        "flip": True,
-        "shift": 6,
-    },
-    "finetune": {
-        "arch": "resnet18",
-        "weights": "DEFAULT",
-        "epochs": 8,
-        "batch_size": 8,
-        "lr": 1e-4,
-        "schedule": "one-cycle",
-        "flip": True,
-    },
+# Each as the flags that it stands for; the tutorials' own choices are the defaults.
+PRESETS = {
+    "demo": "--arch compact_cnn --epochs 6 --batch-size 64 --lr 0.01 --schedule one-cycle --shift 1",
+    "tutorial": "",
+    "scratch": "--arch compact_cnn --input-size 64 --epochs 30 --lr 0.005 --schedule one-cycle --flip --shift 6",
+    "finetune": "--arch resnet18 --weights DEFAULT --epochs 8 --batch-size 8 --lr 0.0001 --schedule one-cycle --flip",
 }
 
 
@@ -105,15 +93,3 @@ def preset_for(data: str, given: Mapping[str, Any]) -> str:
     if data in ("shapes10", "cifar10"):
         return {"shapes10": "demo", "cifar10": "tutorial"}[data]
     return "finetune" if "weights" in given else "scratch"
-
-
-def compose(preset: str, given: Mapping[str, Any]) -> Recipe:
-    """The preset's recipe with the flags `given`; another architecture starts from its own input size and weights.
-
-    Raises:
-        pydantic.ValidationError: a flag's value is wrong.
-    """
-    values = dict(PRESETS[preset])
-    if given.get("arch", values.get("arch")) != values.get("arch"):
-        values.pop("input_size", None)
-    return Recipe(**{**values, **given})

@@ -52,10 +52,7 @@ COSINE = np.array([round(1024 * math.cos(math.radians(degree))) for degree in ra
 
 
 def render(split: str) -> tuple[Pixels, Labels]:
-    """Draw a split: pixels uint8 (N, 3, 32, 32) and labels int64 (N,), each class equally often, in random order.
-
-    Raises KeyError for a name that `SPLITS` lacks.
-    """
+    """Draw a split: pixels uint8 (N, 3, 32, 32) and labels int64 (N,), each class equally often, in random order."""
     count = SPLITS[split]
     random = np.random.RandomState([SEED, list(SPLITS).index(split)])
     look = SHIFTED if split == "test-shift" else USUAL

@@ -1,4 +1,4 @@
-"""Classifiers and their pretrained weights: a state dict from a file, or from torchvision's registry by name."""
+"""Classifiers and their weights: pretrained ones, from a file or torchvision's registry, and a run's checkpoint."""
 
 import pickle
 import sys
@@ -9,8 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from models import architectures
-from models.architectures import ARCHITECTURES
+from models import architectures, archive
 from models.classifier import Classifier
 from training.errors import TrainingError
 from training.recipe import Recipe
@@ -20,7 +19,10 @@ def build(recipe: Recipe, num_classes: int) -> Classifier:
     """The recipe's classifier, with its pretrained weights if it names any."""
     classifier = untrained(recipe.arch, num_classes, recipe.input_size)
     if recipe.weights:
-        load(classifier, read(recipe.weights, recipe.arch), recipe.arch, recipe.weights)
+        path = Path(recipe.weights)
+        is_file = path.suffix or path.exists()
+        state = from_file(path) if is_file else from_registry(recipe.weights, recipe.arch)
+        load(classifier, state, recipe.arch, recipe.weights)
     return classifier
 
 
@@ -37,16 +39,6 @@ def load(classifier: Classifier, state: Mapping[str, Tensor], arch: str, told: s
         return architectures.load_pretrained(classifier.network, state)
     except ValueError as error:
         raise TrainingError(f"--weights {told} do not fit --arch {arch}: {error}") from None
-
-
-def read(weights: str, arch: str) -> Mapping[str, Tensor]:
-    """The state dict that `--weights` names.
-
-    Raises:
-        TrainingError: no such file or name, an unreadable file, or an unreachable host.
-    """
-    path = Path(weights)
-    return from_file(path) if path.suffix or path.exists() else from_registry(weights, arch)
 
 
 def from_file(path: Path) -> Mapping[str, Tensor]:
@@ -66,7 +58,7 @@ def from_file(path: Path) -> Mapping[str, Tensor]:
 
 def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
     """Weights from torchvision; DEFAULT is the one that `models.architectures` names."""
-    standard = ARCHITECTURES[arch].weights
+    standard = architectures.ARCHITECTURES[arch].weights
     if standard is None:
         raise TrainingError(f"--weights {name}: no such file, and {arch} has no pretrained weights in torchvision")
     registry = torchvision.models.get_model_weights(arch)
@@ -75,9 +67,12 @@ def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
         raise TrainingError(f"--weights {name}: no such file; torchvision has DEFAULT, {', '.join(known)} for {arch}")
     entry = torchvision.models.get_weight(standard) if name == "DEFAULT" else registry[name]
     try:
-        state: Mapping[str, Tensor] = entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
+        return dict(entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        raise TrainingError(
-            f"{entry.url} cannot be fetched ({error}); fetch it elsewhere and give the file by --weights FILE"
-        ) from None
-    return state
+        raise TrainingError(f"{entry.url} cannot be fetched ({error}); give the file by --weights FILE") from None
+
+
+def save_checkpoint(path: Path, classifier: Classifier, epoch: int) -> None:
+    """Write the network's state dict and the epoch's number, atomically; `torch.load(weights_only=True)` reads it."""
+    with archive.replacing(path) as temporary:
+        torch.save({"epoch": epoch, "network": classifier.network.state_dict()}, temporary)

@@ -100,9 +100,7 @@ def test_a_real_folder_is_fine_tuned_and_served(tmp_path: Path, test_data: Path)
 
 def test_real_photos_are_classified_by_exported_imagenet_weights(tmp_path: Path, test_data: Path) -> None:
     weights = next((test_data / "weights").glob("*.pth"))
-    # "crane" and "maillot" each stand for two classes of ImageNet; an artifact's classes are unique.
-    names = [f"{index} {name}" for index, name in enumerate(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"])]
-    (tmp_path / "classes.txt").write_text("\n".join(names))
+    (tmp_path / "classes.txt").write_text("\n".join(SqueezeNet1_0_Weights.IMAGENET1K_V1.meta["categories"]))
     flags = ["--weights", str(weights), "--classes", str(tmp_path / "classes.txt"), "--out", str(tmp_path / "model.pt")]
     subprocess.run([sys.executable, "-m", "training", "export", "--arch", "squeezenet1_0", *flags], check=True)
     photos = list(csv.DictReader(io.StringIO((test_data / "photos" / "labels.csv").read_text())))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.calibration import HIGHEST, LOWEST, calibration_error, fit_temperature, likelihood
+from training.measurement import HIGHEST, LOWEST, calibration_error, fit_temperature, likelihood
 
 
 def drawn(seed: int, n: int = 500, classes: int = 5) -> tuple[Tensor, Tensor]:

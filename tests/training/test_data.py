@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.conftest import PhotoFolder
-from training import data, folder
-from training.data import Decoded, Images, InMemory, Source, divided
+from training import data, pixels
+from training.data import Images, Source, divided
+from training.pixels import Decoded, InMemory
 
 
 def numbered(counts: Sequence[int]) -> Images:
@@ -64,13 +65,16 @@ def test_shuffled_batches_hold_every_image_but_a_last_one_alone() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pixels_decoded_by_workers_are_those_kept_in_memory(photos: PhotoFolder, workers: int) -> None:
-    source = folder.load(photos())
-    prepared, _ = data.prepare(source, 16, 0.875, workers, lambda _: None)
-    kept = prepared.splits["train"]
+def test_pixels_decoded_by_workers_are_those_kept_in_memory(
+    photos: PhotoFolder, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = data.read_folder(photos())
+    kept = pixels.prepare(source, 16, 0.875, workers, tmp_path).splits["train"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels, "MEMORY", 0)
+        decoded = pixels.prepare(source, 16, 0.875, workers, tmp_path).splits["train"]
     assert isinstance(kept, InMemory)
-    preparer = data.preparer(16, 0.875)
-    decoded = Decoded(source.splits["train"], preparer, workers)
+    assert isinstance(decoded, Decoded)
 
     for seed in (None, 3):
         expected, found = (
@@ -85,8 +89,8 @@ def test_pixels_decoded_by_workers_are_those_kept_in_memory(photos: PhotoFolder,
 
 def fingerprint(root: Path) -> str:
     """Of the folder, divided by another seed each time: it must not matter."""
-    source = folder.load(root).validated(0.2, seed=hash(root))
-    return data.prepare(source, 16, 1.0, 0, lambda _: None)[0].fingerprint
+    source = data.read_folder(root).validated(0.2, seed=hash(root))
+    return pixels.prepare(source, 16, 1.0, 0, root.parent).fingerprint
 
 
 def test_the_fingerprint_is_that_of_the_content(photos: PhotoFolder) -> None:

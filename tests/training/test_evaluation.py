@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.evaluation import Z, accuracy, confusion, wilson
+from training.measurement import Z, accuracy, confusion, wilson
 
 
 @given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_the_literature(correct: int, n: int, expected: 
 
 def test_an_accuracy_lies_in_its_interval() -> None:
     for correct in range(51):
-        low, high = accuracy(correct, 50).interval
+        low, high = accuracy(torch.tensor([[correct, 50 - correct], [0, 0]])).interval
         assert low <= correct / 50 <= high
         assert math.isclose(wilson(50 - correct, 50)[0], 1 - high, abs_tol=1e-12)
 

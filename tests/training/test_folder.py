@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import QUICK, PhotoFolder
-from training import folder
+from training import data
 from training.__main__ import main
 from training.errors import TrainingError
 
 
 def test_the_layout_with_splits_is_read_with_classes_by_name(photos: PhotoFolder) -> None:
-    source = folder.load(photos({"train/red": 3, "train/blue": 2, "val/red": 1, "val/blue": 1}))
+    source = data.read_folder(photos({"train/red": 3, "train/blue": 2, "val/red": 1, "val/blue": 1}))
 
     assert ("blue", "red") == source.classes
     assert {"train": [0, 0, 1, 1, 1], "val": [0, 1]} == {
@@ -19,7 +19,7 @@ def test_the_layout_with_splits_is_read_with_classes_by_name(photos: PhotoFolder
 
 
 def test_class_folders_alone_are_all_training_images_until_divided(photos: PhotoFolder) -> None:
-    source = folder.load(photos({"blue": 20, "red": 10}))
+    source = data.read_folder(photos({"blue": 20, "red": 10}))
 
     assert ["train"] == list(source.splits)
     divided = source.validated(0.1, seed=0).splits
@@ -27,7 +27,7 @@ def test_class_folders_alone_are_all_training_images_until_divided(photos: Photo
 
 
 def test_a_class_may_be_called_train(photos: PhotoFolder) -> None:
-    assert ("bus", "train") == folder.load(photos({"bus": 2, "train": 2})).classes
+    assert ("bus", "train") == data.read_folder(photos({"bus": 2, "train": 2})).classes
 
 
 def test_pictures_are_found_at_any_depth_and_other_files_passed_over(photos: PhotoFolder) -> None:
@@ -36,7 +36,7 @@ def test_pictures_are_found_at_any_depth_and_other_files_passed_over(photos: Pho
     (root / "red" / ".hidden.jpg").write_bytes(b"")
     (root / "__MACOSX").mkdir()
 
-    assert 7 == len(folder.load(root).splits["train"])
+    assert 7 == len(data.read_folder(root).splits["train"])
 
 
 REFUSED = {
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_learnt_from_is_refused(
     layout: dict[str, int], words: str, photos: PhotoFolder
 ) -> None:
     with pytest.raises(TrainingError) as refused:
-        folder.load(photos(layout))
+        data.read_folder(photos(layout))
 
     assert words in str(refused.value)
 
@@ -109,4 +109,4 @@ def test_a_validation_share_that_takes_a_whole_class_is_refused(
 
 
 def test_a_folders_name_becomes_a_model_name(tmp_path: Path) -> None:
-    assert ["My-photos-2026", "folder"] == [folder.name_of(tmp_path / name) for name in ("My photos (2026)", "---")]
+    assert ["My-photos-2026", "folder"] == [data.name_of(tmp_path / name) for name in ("My photos (2026)", "---")]

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from models.classifier import Classifier
-from training import device, loop
-from training.augmentation import augment
-from training.data import InMemory
+from training import loop
 from training.errors import Diverged
-from training.loop import Epoch, fit
-from training.progress import bar
+from training.loop import Epoch, augment, fit
+from training.pixels import InMemory
 from training.recipe import Recipe
+from training.terminal import bar
 from training.weights import build
 
 CPU = torch.device("cpu")
@@ -36,22 +35,21 @@ def trained(
     recipe: Recipe, *, stop_after: int | None = None, validated: bool = True
 ) -> tuple[Classifier, list[Epoch], list[int]]:
     """A classifier after `fit`, the epochs, and the numbers of those kept."""
-    device.choose("cpu", recipe.seed)
+    loop.choose_device("cpu", recipe.seed)
     classifier = build(recipe, 2)
-    kept: list[int] = []
     batches = iter(range(1_000_000))
-    history = fit(
-        classifier,
-        colours(96, seed=1),
-        colours(40, seed=2) if validated else None,
-        recipe,
-        CPU,
-        keep=lambda epoch: kept.append(epoch.number),
-        tell=lambda _: None,
-        stopped=lambda: stop_after is not None and next(batches) >= stop_after,
-        progress=bar(1, "test"),
+    epochs = list(
+        fit(
+            classifier,
+            colours(96, seed=1),
+            colours(40, seed=2) if validated else None,
+            recipe,
+            CPU,
+            stopped=lambda: stop_after is not None and next(batches) >= stop_after,
+            progress=bar(1, "test"),
+        )
     )
-    return classifier, history, kept
+    return classifier, [epoch for epoch, _ in epochs], [epoch.number for epoch, best in epochs if best]
 
 
 def digest(classifier: Classifier) -> str:

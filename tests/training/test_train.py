@@ -8,7 +8,7 @@ from models import artifact
 from models import manifest as manifests
 from tests.training.conftest import COLOURS, QUICK, PhotoFolder, Run
 from training.__main__ import main
-from training.evaluation import wilson
+from training.measurement import wilson
 
 
 def test_a_run_leaves_artifact_checkpoint_and_reports(trained: Run) -> None:

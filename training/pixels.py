@@ -1,0 +1,155 @@
+"""Pixels: how pictures become what a classifier takes.
+
+Whatever the source, a picture is decoded by `models.decode` and resized by the classifier's own `preprocess`, once
+before the first epoch. Pixels of up to `MEMORY` bytes are then kept; workers decode larger sets anew in every epoch.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from models.classifier import Classifier
+from models.decode import decode
+from models.errors import ImageError
+from training.data import LISTED, Images, Source
+from training.errors import TrainingError
+from training.terminal import bar
+
+MEMORY = 1 << 30  # bytes of pixels; 7,133 pictures of 224 x 224
+CHECKED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A split whose pixels uint8 (N, 3, S, S) fit in memory."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels of up to `size` images: all in order, or shuffled by `generator`."""
+        for indices in order(len(self.labels), size, generator):
+            yield self.pixels[indices], self.labels[indices]
+
+
+@dataclass(frozen=True)
+class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
+    """A split that workers decode, whenever it is asked for."""
+
+    images: Images
+    preparer: Classifier
+    workers: int
+
+    @property
+    def labels(self) -> Tensor:
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str, str]:
+        """Pixels uint8 (3, S, S), label int64 (), SHA-256 of the picture's bytes, and what is wrong with it or ""."""
+        picture, label, size = self.images.pictures[index], self.labels[index], self.preparer.input_size
+        try:
+            body = picture.numpy().tobytes() if isinstance(picture, Tensor) else picture.read_bytes()
+            pixels = picture if isinstance(picture, Tensor) else decode(body, input_size=size, crop=self.preparer.crop)
+        except (OSError, ImageError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            return torch.zeros((3, size, size), dtype=torch.uint8), label, "", f"{picture}: {reason}"
+        return self.preparer.preprocess(pixels), label, hashlib.sha256(body).hexdigest(), ""
+
+    def loader(self, **order: Any) -> Iterator[tuple[Tensor, Tensor, Sequence[str], Sequence[str]]]:
+        """Batches of what `__getitem__` gives, in the `order` that `DataLoader` takes."""
+        return iter(DataLoader(self, num_workers=self.workers, worker_init_fn=ignore_ctrl_c, **order))
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `InMemory.batches`; a file that was readable before may no longer be."""
+        chosen = [indices.tolist() for indices in order(len(self), size, generator)]
+        for pixels, labels, _, problems in self.loader(batch_sampler=chosen, generator=generator):
+            if problem := max(problems):
+                raise TrainingError(f"a picture changed while training: {problem}")
+            yield pixels, labels
+
+
+Split = InMemory | Decoded
+
+
+def order(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
+    """The indices of each batch; shuffled, without a last batch of one: batch normalisation cannot learn from it."""
+    if generator is None:
+        return list(torch.split(torch.arange(count), size))
+    batches = list(torch.split(torch.randperm(count, generator=generator), size))
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
+def ignore_ctrl_c(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the parent decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Splits ready for training, and the `fingerprint` of the data.
+
+    The fingerprint is the SHA-256 over one sorted line an image: whether it is of `test` or another split or else for
+    fitting, its class, the SHA-256 of its bytes (a file's, or an array's pixels). File names, order and how `train` and
+    `val` are divided do not change it.
+    """
+
+    splits: Mapping[str, Split]
+    fingerprint: str
+
+
+def prepare(source: Source, input_size: int, crop: float, workers: int | None, run: Path) -> Prepared:
+    """Decode every picture of every split once, with progress, or list the unreadable ones; many, in the folder `run`.
+
+    The preparer is a classifier without a network: all that `preprocess` needs, and small enough to send to workers.
+    """
+    preparer = Classifier(nn.Identity(), input_size=input_size, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    count = sum(map(len, source.splits.values()))
+    kept = count * 3 * input_size**2 <= MEMORY
+    splits: dict[str, Split] = {}
+    lines, unreadable = list[str](), list[str]()
+    with bar(count, "checking") as progress:
+        for name, images in source.splits.items():
+            role = "fit" if name in ("train", "val") else name
+            decoded = Decoded(images, preparer, processes_for(workers, images))
+            memory = torch.empty((len(images) if kept else 0, 3, input_size, input_size), dtype=torch.uint8)
+            done = 0
+            for pixels, labels, digests, problems in decoded.loader(batch_size=CHECKED_AT_ONCE):
+                if kept:
+                    memory[done : done + len(labels)] = pixels
+                done += len(labels)
+                kinds = [source.classes[label] for label in labels.tolist()]
+                lines += [f"{role} {kind} {digest}\n" for kind, digest in zip(kinds, digests, strict=True)]
+                unreadable += filter(None, problems)
+                progress.update(len(labels))
+            splits[name] = InMemory(memory, images.labels) if kept else decoded
+    if unreadable:
+        raise TrainingError(refusal(unreadable, run / "unreadable.txt"))
+    return Prepared(splits, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
+
+
+def processes_for(workers: int | None, images: Images) -> int:
+    """How many workers decode: none for pixels, else as asked for, else one a core, at most 8, and none for a few."""
+    if isinstance(images.pictures, Tensor) or (workers is None and len(images) < 2 * CHECKED_AT_ONCE):
+        return 0
+    return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
+def refusal(problems: Sequence[str], listing: Path) -> str:
+    """What to say of unreadable pictures: all of them, or the first `LISTED` and a `listing` of all."""
+    told = "; ".join(problems[:LISTED])
+    if len(problems) > LISTED:
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("\n".join(problems) + "\n", encoding="utf-8")
+        told += f"; the first {LISTED} are shown, all are in {listing}"
+    return f"{len(problems)} unreadable pictures: {told}. Repair, convert or remove them"
