@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -114,8 +115,12 @@ class Server(litserve.LitServer):
         return self.channel
 
     def _init_manager(self, num_api_servers: int) -> Any:
-        manager = super()._init_manager(num_api_servers)
-        self.manager = manager
+        try:
+            manager = self.manager = super()._init_manager(num_api_servers)
+        except (OSError, EOFError):  # sockets have paths of up to 107 bytes, and the manager's lies in a folder there
+            raise StartError(
+                f"the manager did not start in {tempfile.gettempdir()}; set TMPDIR to a shorter path"
+            ) from None
         self.transport.connect()
         self.litapi_request_queues[self.lit_api.api_path] = self.transport
         self._transport = Idle(self.transport)
