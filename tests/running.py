@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Service:
         found = [self.process.pid]
         for parent in found:
             for thread in Path(f"/proc/{parent}/task").glob("*/children"):
-                found.extend(map(int, thread.read_text().split()))
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                    found.extend(map(int, thread.read_text().split()))
         return found[1:]
 
     def stop(self, number: int = signal.SIGTERM) -> int:

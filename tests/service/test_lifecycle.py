@@ -162,19 +162,19 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
     command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
     with tempfile.TemporaryDirectory() as folder:
         env = running.environment() | {"TMPDIR": folder}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=env)
         started = Service(process, "", "", Path())
-        with process:
+        try:
             # Its first file tells that it handles signals.
             while not os.listdir(folder) or len(found := started.children()) < children:
                 assert process.poll() is None
-            process.terminate()
-            process.communicate(timeout=running.STOP_S)
+        finally:
+            running.end(process)
 
-            assert 0 == process.returncode
-            assert gone(found)
-            # LitServe's manager, killed while it starts, may leave its socket's folder.
-            assert [] == [name for name in os.listdir(folder) if not name.startswith("pymp-")]
+        assert 0 == process.returncode
+        assert gone(found)
+        # LitServe's manager, killed while it starts, may leave its socket's folder.
+        assert [] == [name for name in os.listdir(folder) if not name.startswith("pymp-")]
 
 
 def test_a_temporary_folder_too_deep_for_sockets_stops_the_start(model: Path, tmp_path: Path) -> None:
