@@ -151,7 +151,9 @@ class Form:
         part = self.parts[-1]
         part.content += data[start:end]
         if len(part.content) > OTHER_FIELD_BYTES and part.name != b"file":
-            raise BadForm(f"A form field that is no `file` is larger than {OTHER_FIELD_BYTES} bytes.")
+            raise BadForm(
+                f"A field that is no `file` exceeds {OTHER_FIELD_BYTES} bytes; send images as -F file=@photo.jpg"
+            )
 
     def on_part_end(self) -> None:
         part = self.parts.pop()

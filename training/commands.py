@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from models import artifact
+from models import archive, artifact
 from models.classifier import Classifier
+from models.errors import ArtifactError
 from models.manifest import Architecture
 from training import cifar10, data, loop, report, shapes10, weights
 from training.command_line import Data, Evaluate, Export, Train
@@ -25,6 +26,8 @@ from training.terminal import bar, interruptible, say
 def train(order: Train) -> None:
     """Train a classifier and publish its artifact; KeyboardInterrupt before the first epoch ended, nothing written."""
     check_target(order.out)
+    if order.run is not None and (order.run.exists() and not order.run.is_dir()):
+        raise TrainingError(f"--run {order.run} is a file; name a folder")
     where = loop.choose_device(order.device, order.seed)
     say(report.SHAPES10 if order.data == "shapes10" else f"reading {order.data}")
     source = load(order).validated(order.val, order.seed)
@@ -156,6 +159,11 @@ def check_target(path: Path) -> None:
     """Refuse an artifact that could not be written, before anything takes time."""
     if path.is_dir():
         raise TrainingError(f"--out {path} is a folder; name a file in it")
+    if path.exists():
+        try:
+            archive.verify(path)
+        except ArtifactError:
+            raise TrainingError(f"--out {path} exists and is no artifact; remove it or name another file") from None
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise TrainingError(f"--out {path}: {parent} cannot be written")
@@ -172,7 +180,7 @@ def check_classes(model: Path, expected: set[str], found: set[str]) -> None:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names in the order of the outputs, from a JSON list or one a line; empty lines do not count."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     except OSError as error:
         raise TrainingError(f"--classes {path}: {error.strerror}") from None

@@ -13,6 +13,7 @@ from training.errors import TrainingError
 # Files that are meant as pictures; those of a format that `models.decode` refuses are reported, other files ignored.
 SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .ico".split())  # noqa: SIM905
 SPLITS = ("train", "val", "test")
+NEAR = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 LISTED = 20  # classes or files that a refusal lists
 
 
@@ -72,6 +73,13 @@ def read_folder(folder: Path) -> Source:
     if not folder.is_dir():
         raise TrainingError(f"--data {folder}: no such folder; give shapes10, cifar10 or a folder of class folders")
     roots = {name: folder / name for name in SPLITS if folders_in(folder / name)}
+    others = [entry for entry in folders_in(folder) if entry.name.lower() in NEAR and entry.name not in roots]
+    # A class may be called `train`; beside a real train/, or with class folders in it, it is a misspelt split.
+    if near := [entry.name for entry in others if "train" in roots or folders_in(entry)]:
+        raise TrainingError(
+            f"{folder} has {' and '.join(near)}/, which is read neither as a split nor as a class: splits are called "
+            "train/, val/ and test/ and hold class folders; rename or remove it"
+        )
     if "train" not in roots:
         if roots:
             raise TrainingError(f"{folder} has {' and '.join(roots)}/ but no train/ with class folders; add it")
@@ -91,20 +99,33 @@ def check(root: Path, kinds: Mapping[str, Sequence[Path]], classes: Sequence[str
     """Refuse a split whose classes are not those of `train`, or one of whose classes is empty."""
     if differing := sorted(kinds.keys() ^ set(classes)):
         told = ", ".join(f"{kind} ({'missing' if kind in classes else 'not in train'})" for kind in differing[:LISTED])
-        raise TrainingError(f"{root} has other classes than train/: {told}; {len(differing)} in all")
+        raise TrainingError(
+            f"{root} has other classes than train/: {told}; {len(differing)} in all; make them the same"
+        )
     if empty := [kind for kind, pictures in kinds.items() if not pictures]:
-        raise TrainingError(f"{root} has {len(empty)} class folders without a picture: {', '.join(empty[:LISTED])}")
+        raise TrainingError(
+            f"{root} has {len(empty)} class folders without a picture: {', '.join(empty[:LISTED])}; fill or remove them"
+        )
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The visible folders in `folder`, by name; none where it is no folder."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+    return sorted(entry for entry in entries if entry.is_dir() and not hidden(entry.name))
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """Every visible picture below `folder`, by path."""
-    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not any(map(hidden, path.relative_to(folder).parts))
+    )
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is a program's own, like .ipynb_checkpoints, __MACOSX or @eaDir."""
+    return name.startswith((".", "__", "@eaDir"))
 
 
 def gathered(kinds: Mapping[str, Sequence[Path]]) -> Images:

@@ -124,8 +124,10 @@ def optimizer_of(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> optim.Op
 def schedule_of(recipe: Recipe, optimizer: optim.Optimizer, steps: int) -> LRScheduler:
     """The learning rate at each of the run's `steps`."""
     if recipe.schedule == "one-cycle":
-        # One more, for the rate that is set after the last step and never used.
-        return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps + 1)
+        # One more, for the rate that is set after the last step and never used. Adam's beta1 cycles with the rate, as
+        # torch has it by default; a momentum that was asked for stays.
+        cycle = recipe.optimizer == "adam"
+        return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps + 1, cycle_momentum=cycle)
     if recipe.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     return LambdaLR(optimizer, lambda _step: 1.0)

@@ -87,7 +87,7 @@ def order(count: int, size: int, generator: torch.Generator | None) -> list[Tens
     if generator is None:
         return list(torch.split(torch.arange(count), size))
     batches = list(torch.split(torch.randperm(count, generator=generator), size))
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+    return batches[:-1] if size > 1 and len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 
 def ignore_ctrl_c(_worker: int) -> None:

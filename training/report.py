@@ -111,6 +111,8 @@ def evaluated(manifest: Manifest, source: Source, split: str, matrix: Tensor) ->
     """An artifact's figures on a split."""
     kind = {"val": "validation", "train": "training"}.get(split, split)
     remark = f": {kind} images are not test images" if split in ("val", "train") else ""
+    if split == "all":
+        remark = ": where the model was trained on some of them, the figure is too good"
     title = f"{manifest.name} version {manifest.version} on {source.name}, {kind} images{remark}"
     return "\n".join([title, accuracy_told(accuracy(matrix)), *per_class(matrix, manifest.classes)])
 

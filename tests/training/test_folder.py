@@ -110,3 +110,26 @@ def test_a_validation_share_that_takes_a_whole_class_is_refused(
 
 def test_a_folders_name_becomes_a_model_name(tmp_path: Path) -> None:
     assert ["My-photos-2026", "folder"] == [data.name_of(tmp_path / name) for name in ("My photos (2026)", "---")]
+
+
+@pytest.mark.parametrize("layout", [{"Train/a": 2, "Train/b": 2}, {"train/a": 2, "train/b": 2, "valid/a": 1}])
+def test_a_misspelt_split_is_refused_and_not_taken_for_a_class(photos: PhotoFolder, layout: dict[str, int]) -> None:
+    with pytest.raises(TrainingError, match="rename or remove it"):
+        data.read_folder(photos(layout))
+
+
+def test_pictures_of_programs_in_hidden_folders_are_passed_over(photos: PhotoFolder) -> None:
+    root = photos({"blue": 2, "red": 2, "red/.ipynb_checkpoints": 2, "red/@eaDir": 1})
+
+    assert 4 == len(data.read_folder(root).splits["train"])
+
+
+def test_a_file_that_is_no_artifact_is_not_overwritten(
+    photos: PhotoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.jpg"
+    mine.write_bytes(b"precious")
+
+    assert 2 == main(["--data", str(photos({"blue": 2, "red": 2})), *QUICK, "--out", str(mine)])
+    assert "exists and is no artifact" in capsys.readouterr().err
+    assert b"precious" == mine.read_bytes()
