@@ -1,30 +1,76 @@
-"""What is done to a loaded artifact so that it predicts fast on one device; each step only while the goldens agree.
+"""What is done to a loaded artifact so that it predicts fast on one device.
 
-    to device and dtype -> channels_last (CUDA) -> freeze -> optimize_for_inference (CPU) -> every batch bucket warmed
+A step stays only if it pays and the goldens still agree.
+
+    CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores
+    CUDA   channels_last -> freeze -> cuda_graphs; passes under way have streams of their own (`models.lanes`)
 
 Never saved: an optimised TorchScript module does not load again. With `models/artifact.py` the only place that names
 torch.jit.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models import cores
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
-from models.decode import decode
+from models.decode import decode_rgb
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.goldens import JPEG_LEVELS
+from models.lanes import LANES, Lanes, buckets
 
 CUDA_TOLERANCE = 1e-3
 LOW_PRECISION_TOLERANCE = 0.1
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_PASSES = 4  # more would divide the batches further, and Python between the passes is one core's work
+TYPICAL_BATCH = 8  # what is timed beside a single image
+TRIAL_SECONDS = 0.3  # for timing one step, and at least TRIAL_ROUNDS
+TRIAL_ROUNDS = 2
+PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
+MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many times as long: others need cores too
+# glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
+# pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
+MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 Module = Any  # a torch.jit.ScriptModule; its methods are known at run time only
 
 
-@dataclass
+class Sharing:
+    """Divides the cores among the forward passes under way; a pass takes no more threads than pay for its size."""
+
+    def __init__(self, available: int) -> None:
+        """`useful` maps a batch size to the most threads that pay for it and for larger ones; found by `tune`."""
+        self.available = available
+        self.useful = {1: available}
+        self.active = 0
+        self.lock = threading.Lock()
+
+    @contextmanager
+    def share(self, n: int) -> Iterator[None]:
+        """Run a forward pass of `n` images on this thread's share."""
+        with self.lock:
+            self.active += 1
+            share = max(1, self.available // self.active)
+        # OpenMP's number of threads belongs to the thread that sets it.
+        torch.set_num_threads(min(share, self.useful[max(size for size in self.useful if size <= n)]))
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.active -= 1
+
+
+@dataclass(frozen=True)
 class Engine:
     """An artifact ready to predict. `steps` maps each optimisation step to "taken" or why it was dropped."""
 
@@ -33,65 +79,94 @@ class Engine:
     dtype: str
     max_batch_size: int
     module: Module
+    sharing: Sharing
+    lanes: Lanes | None = None
     steps: dict[str, str] = field(default_factory=dict)
 
-    def decode(self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int) -> Tensor:
-        """Encoded bytes to pixels: uint8 (3, S, S) on the CPU. Thread-safe; raises `models.errors.ImageError`."""
+    @property
+    def cores(self) -> int:
+        """The cores that this engine may use."""
+        return self.sharing.available
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes pay at once: on a CPU one a core up to `CPU_PASSES`, each on its share of them."""
+        return LANES if self.lanes else min(CPU_PASSES, self.cores)
+
+    def rows(self, count: int) -> Tensor:
+        """Room for `count` decoded images: uint8 (count, S, S, 3), pinned where a GPU reads it."""
+        size = self.artifact.manifest.input_size
+        return torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+
+    def decode(self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor) -> None:
+        """Encoded bytes to pixels in `out`, uint8 (S, S, 3) on the CPU. Thread-safe.
+
+        Raises:
+            ImageError: the subclass says why.
+        """
         manifest = self.artifact.manifest
-        image = decode(body, input_size=manifest.input_size, crop=manifest.crop, formats=formats, max_pixels=max_pixels)
-        pixels: Tensor = self.artifact.module.preprocess(image)
-        return pixels
+        size, crop = manifest.input_size, manifest.crop
+        image = decode_rgb(body, size, crop, formats, max_pixels)
+        if crop == 1.0 and image.shape == (size, size, 3):  # `preprocess` would give it back as it is
+            out.numpy()[:] = image
+        else:
+            torch.set_num_threads(1)  # of this thread; other images are decoded beside this one
+            planes = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            out.copy_(self.artifact.module.preprocess(planes).permute(1, 2, 0))
 
-    def predict(self, pixels: Tensor) -> Tensor:
-        """Probabilities: uint8 (N, 3, S, S) on the CPU, N up to `max_batch_size`, to float32 (N, K) on the CPU.
+    def predict(self, rows: Sequence[Tensor]) -> Tensor:
+        """Probabilities of up to `max_batch_size` rows, uint8 (S, S, 3) on the CPU: float32 (N, K) on the CPU.
 
-        The batch is filled up to the next bucket with copies of its first image, so that the module sees few shapes
-        and no picture that nobody sent.
+        Thread-safe; passes on several threads overlap.
 
         Raises:
             RuntimeError: the model failed on these images.
         """
-        n = len(pixels)
-        batch = pixels.new_empty((bucket(n, self.max_batch_size), *pixels.shape[1:]))
-        batch[:n] = pixels
-        batch[n:] = pixels[0]
         try:
             with torch.inference_mode():
-                probabilities: Tensor = self.module(batch.to(self.device, non_blocking=True))
-            return probabilities[:n].cpu()
+                if self.lanes:
+                    return self.lanes.predict(rows)
+                with self.sharing.share(len(rows)):
+                    return self.forward(torch.stack(tuple(rows)))
         except torch.jit.Error as error:  # no RuntimeError by itself
             raise RuntimeError(last_line(error)) from None
 
-
-def buckets(max_batch_size: int) -> list[int]:
-    """The batch sizes that the module sees: powers of two up to `max_batch_size`, and that itself."""
-    return sorted({bucket(n, max_batch_size) for n in range(1, max_batch_size + 1)})
-
-
-def bucket(n: int, max_batch_size: int) -> int:
-    """The smallest bucket that holds `n` images."""
-    return min(1 << (n - 1).bit_length(), max_batch_size)
+    def forward(self, pixels: Tensor) -> Tensor:
+        """One pass over uint8 (N, S, S, 3); the module sees it as (N, 3, S, S) in the memory format of its choice."""
+        probabilities: Tensor = self.module(pixels.to(self.device).permute(0, 3, 1, 2))
+        return probabilities.cpu()
 
 
-def prepare(artifact: Artifact, device: torch.device, dtype: str = "fp32", max_batch_size: int = 32) -> Engine:
+def prepare(
+    artifact: Artifact, device: torch.device, dtype: str = "fp32", max_batch_size: int = 32, workers: int = 1
+) -> Engine:
     """Bring a freshly loaded artifact to `device` and `dtype`, replay its goldens, optimise and warm it.
+
+    `workers` are the processes that share the cores.
 
     Raises:
         ArtifactError: the goldens are not answered as stored, on this device in this dtype.
     """
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # pinned memory too belongs to a device
     allow_tf32 = dtype == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
+    for parameter in artifact.module.parameters():
+        parameter.requires_grad_(False)
     module = artifact.module.to(device).to(DTYPES[dtype])
-    engine = Engine(artifact, device, dtype, max_batch_size, module)
+    sharing = Sharing(max(1, cores.available() // workers))
+    engine = Engine(artifact, device, dtype, max_batch_size, module, sharing)
     try:
         check_pixels(engine)
         difference = golden_difference(engine)
-    except (RuntimeError, ImageError) as error:
+    except (RuntimeError, torch.jit.Error, ImageError) as error:
         difference = last_line(error)
     if difference:
         raise ArtifactError(artifact.path, f"its goldens' answers on {device} in {dtype}", difference)
-    for name, step in steps_for(device).items():
-        take(engine, name, step)
+    for name, step in (CUDA_STEPS if device.type == "cuda" else CPU_STEPS).items():
+        engine = take(engine, name, step)
+    if device.type == "cpu":
+        tune(engine)
     warm(engine)
     return engine
 
@@ -111,29 +186,114 @@ def choose(wanted: str, offered: str, dtype: str) -> torch.device:
     return device
 
 
-def steps_for(device: torch.device) -> dict[str, Callable[[Module], Module]]:
-    """The optimisation steps of a device, in order; each takes and returns a module."""
-    if device.type == "cuda":
-        # On a copy: `to` works in place, and a step that is dropped must leave the module as it was.
-        return {
-            "channels_last": lambda module: module.copy().to(memory_format=torch.channels_last),
-            "freeze": torch.jit.freeze,
-        }
-    return {"freeze": torch.jit.freeze, "optimize_for_inference": torch.jit.optimize_for_inference}
+def keep_memory(engine: Engine) -> Engine:
+    """Let the C library keep freed memory for the next pass.
+
+    Raises:
+        RuntimeError: this C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not all([mallopt(parameter, value) for parameter, value in MALLOPT.items()]):
+        raise RuntimeError("the C library has no such settings")
+    return engine
 
 
-def take(engine: Engine, name: str, step: Callable[[Module], Module]) -> None:
-    """Apply one step; undo it if it fails or the goldens no longer agree."""
-    before = engine.module
+def use_channels_last(engine: Engine) -> Engine:
+    """Weights in the order in which decoded pixels come."""
+    # On a copy: `to` works in place, and a step that is dropped must leave the module as it was.
+    return replace(engine, module=deepcopy(engine.module).to(memory_format=torch.channels_last))
+
+
+def freeze(engine: Engine) -> Engine:
+    """Weights become constants; batch normalisation is folded into convolutions."""
+    with deprecated_but_chosen():
+        return replace(engine, module=torch.jit.freeze(engine.module))
+
+
+def optimize_for_inference(engine: Engine) -> Engine:
+    """Convolutions become oneDNN's, with weights in its own layout."""
+    with deprecated_but_chosen():
+        return replace(engine, module=torch.jit.optimize_for_inference(engine.module))
+
+
+def use_graphs(engine: Engine) -> Engine:
+    """Streams of their own for passes that overlap, and a captured CUDA graph a bucket."""
+    manifest = engine.artifact.manifest
+    lanes = Lanes(engine.module, engine.device, engine.max_batch_size, manifest.input_size, len(manifest.classes))
+    return replace(engine, lanes=lanes)
+
+
+Step = Callable[[Engine], Engine]
+CPU_STEPS: dict[str, Step] = {
+    "allocator": keep_memory,
+    "channels_last": use_channels_last,
+    "freeze": freeze,
+    "optimize_for_inference": optimize_for_inference,
+}
+CUDA_STEPS: dict[str, Step] = {"channels_last": use_channels_last, "freeze": freeze, "cuda_graphs": use_graphs}
+
+
+def take(engine: Engine, name: str, step: Step) -> Engine:
+    """The engine after one step; as it was where the step fails, changes the goldens' answers or does not pay."""
     try:
-        with deprecated_but_chosen():
-            engine.module = step(before)
-        difference = golden_difference(engine)
+        candidate = step(engine)
+        dropped = golden_difference(candidate)
+        if not dropped and candidate is not engine and (share := time_share(engine, candidate)) > PAYS:
+            dropped = f"takes {share:.2f} times as long"
     except RuntimeError as error:
-        difference = last_line(error)
-    engine.steps[name] = f"dropped: {difference}" if difference else "taken"
-    if difference:
-        engine.module = before
+        dropped = last_line(error)
+    steps = {**engine.steps, name: f"dropped: {dropped}" if dropped else "taken"}
+    return replace(engine if dropped else candidate, steps=steps)
+
+
+def time_share(before: Engine, after: Engine) -> float:
+    """The time of `after` as a share of that of `before`: the geometric mean over one image and a typical batch."""
+    share = 1.0
+    for n in sorted({1, min(TYPICAL_BATCH, before.max_batch_size)}):
+        rows = sample(before, n)
+        was, now = race(partial(before.predict, rows), partial(after.predict, rows))
+        share *= now / was
+    return float(share**0.5)
+
+
+def race(*runners: Callable[[], object]) -> list[float]:
+    """The shortest of several runs of each runner, in seconds; they take turns, for other work comes and goes."""
+    for runner in runners:
+        runner()
+    best = [math.inf] * len(runners)
+    started, rounds = perf_counter(), 0
+    while rounds < TRIAL_ROUNDS or perf_counter() - started < TRIAL_SECONDS:
+        rounds += 1
+        for index, runner in enumerate(runners):
+            begun = perf_counter()
+            runner()
+            best[index] = min(best[index], perf_counter() - begun)
+    return best
+
+
+def tune(engine: Engine) -> None:
+    """Find how many threads pay for one image and for a typical batch; of a few more little is gained."""
+    sharing = engine.sharing
+    choices = [1 << power for power in range(sharing.available.bit_length())]
+    for n in sorted({1, min(TYPICAL_BATCH, engine.max_batch_size)}):
+        rows = torch.stack(sample(engine, n))
+        seconds = race(*(partial(on_threads, threads, engine, rows) for threads in choices))
+        enough = MORE_THREADS * min(seconds)
+        sharing.useful[n] = next(t for t, time in zip(choices, seconds, strict=True) if time <= enough)
+    engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
+
+
+def on_threads(threads: int, engine: Engine, rows: Tensor) -> Tensor:
+    """One pass on so many threads."""
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return engine.forward(rows)
+
+
+def sample(engine: Engine, n: int) -> list[Tensor]:
+    """`n` rows to try the engine with."""
+    row = engine.artifact.goldens.pixels[0].permute(1, 2, 0).contiguous()
+    return [row] * n
 
 
 def last_line(error: Exception) -> str:
@@ -144,10 +304,11 @@ def last_line(error: Exception) -> str:
 def check_pixels(engine: Engine) -> None:
     """Decoding and preprocessing give the goldens' pixels: exactly for PNG, within `JPEG_LEVELS` for JPEG."""
     goldens = engine.artifact.goldens
+    rows = engine.rows(len(goldens.encoded))
     for number, (body, expected) in enumerate(zip(goldens.encoded, goldens.pixels, strict=True)):
         levels = 0 if body.startswith(b"\x89PNG") else JPEG_LEVELS
-        found = engine.decode(body, ("JPEG", "PNG"), max_pixels=1 << 26)
-        worst = int((found.int() - expected.int()).abs().max())
+        engine.decode(body, ("JPEG", "PNG"), max_pixels=1 << 26, out=rows[number])
+        worst = int((rows[number].permute(2, 0, 1).int() - expected.int()).abs().max())
         if worst > levels:
             raise ArtifactError(
                 engine.artifact.path, f"golden {number}'s pixels within {levels} levels", f"{worst} levels off"
@@ -158,8 +319,8 @@ def golden_difference(engine: Engine) -> str | None:
     """How the engine's answers to the goldens differ from the stored ones, if they do."""
     goldens = engine.artifact.goldens
     most = engine.max_batch_size
-    parts = (goldens.pixels[start : start + most] for start in range(0, len(goldens.pixels), most))
-    found = torch.cat([engine.predict(part) for part in parts])
+    rows = goldens.pixels.permute(0, 2, 3, 1).contiguous()
+    found = torch.cat([engine.predict(list(rows[start : start + most])) for start in range(0, len(rows), most)])
     return disagreement(goldens.probabilities, found, tolerance(engine.device, engine.dtype))
 
 
@@ -171,7 +332,6 @@ def tolerance(device: torch.device, dtype: str) -> float:
 
 
 def warm(engine: Engine) -> None:
-    """Run each bucket until the executor has specialised for it: profiled, optimised, run."""
+    """Run each bucket, so that the kernels for its size are chosen before the first request."""
     for n in buckets(engine.max_batch_size):
-        for _ in range(3):
-            engine.predict(engine.artifact.goldens.pixels[:1].expand(n, -1, -1, -1))
+        engine.predict(sample(engine, n))

@@ -165,6 +165,7 @@ def test_a_truncated_artifact_is_refused(saved: Path, tmp_path: Path, kept: floa
         artifact.load(tmp_path / "model.pt")
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused(saved: Path, tmp_path: Path) -> None:
     content, path = saved.read_bytes(), tmp_path / "model.pt"
     choose = random.Random(0)

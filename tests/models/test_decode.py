@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from models.decode import TURNS, crop_side, decode, jpeg_scale
+from models.decode import EXIF_ORIENTATION, TURNS, crop_side, decode, decode_any, decode_jpeg, jpeg_scale
 from models.errors import ImageError, OversizedMetadata, TooManyPixels, Undecodable, UnsupportedFormat
 from models.formats import KNOWN_FORMATS
 
@@ -206,3 +207,44 @@ def test_a_mutated_image_decodes_or_raises_an_image_error(data: st.DataObject, f
     except ImageError:
         return
     assert found.dim() == 3
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    st.sampled_from(["RGB", "L"]),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([1, 8, 16]),
+    st.sampled_from([None, 1, 3, 6]),
+)
+def test_the_fast_jpeg_decoder_gives_pillows_pixels_to_the_bit(
+    seed: int, size: tuple[int, int], mode: str, subsampling: int, progressive: bool, input_size: int, turn: int | None
+) -> None:
+    noise = np.random.RandomState(seed % 1000).randint(0, 256, (*size, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    if turn:
+        exif[EXIF_ORIENTATION] = turn
+    options = {"exif": exif, "subsampling": subsampling, "progressive": progressive}
+    body = encoded(Image.fromarray(noise).convert(mode), "JPEG", **options)
+    fast = decode_jpeg(body, input_size, 1.0, 1 << 20)
+
+    assert fast is not None
+    np.testing.assert_array_equal(decode_any(body, input_size, 1.0, ("JPEG",), 1 << 20), fast)
+
+
+@pytest.mark.parametrize("photo", range(0, 100, 5))
+def test_the_fast_jpeg_decoder_gives_pillows_pixels_of_real_photos(test_data: Path, photo: int) -> None:
+    body = sorted((test_data / "photos").glob("*.JPEG"))[photo].read_bytes()
+    fast = decode_jpeg(body, 224, 0.875, 1 << 26)
+
+    assert fast is not None
+    np.testing.assert_array_equal(decode_any(body, 224, 0.875, ("JPEG",), 1 << 26), fast)
+
+
+def test_what_the_fast_jpeg_decoder_refuses_is_pillows_to_decide(picture: Pixels) -> None:
+    whole = encoded(Image.fromarray(picture), "JPEG")
+    inked = encoded(Image.fromarray(picture).convert("CMYK"), "JPEG")
+
+    assert [None, None] == [decode_jpeg(body, 32, 1.0, 1 << 20) for body in (whole[:-2], inked)]
+    assert (30, 40, 3) == decoded(inked).shape
