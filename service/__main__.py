@@ -1,9 +1,7 @@
 """`python -m service`: settings and the artifact's seal are checked before anything heavy is imported."""
 
-import os
 import signal
 import sys
-import tempfile
 
 from models import manifest as manifests
 from models.errors import ArtifactError
@@ -21,18 +19,20 @@ def main() -> int:
         manifest = manifests.read(settings.model)
     except (SettingsError, ArtifactError) as error:
         return refuse(error)
-    with tempfile.TemporaryDirectory(prefix="darkroom-metrics-", ignore_cleanup_errors=True) as directory:
-        # prometheus_client chooses its multi-process mode by this variable when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        from service import seams
+
+        seams.check()
         from service.server import StartError, run
+    except ImportError as error:
+        return refuse(f"{error}; install the versions that requirements.lock names")
+    try:
+        return run(settings, manifest)
+    except StartError as error:
+        return refuse(error)
 
-        try:
-            return run(settings, manifest)
-        except StartError as error:
-            return refuse(error)
 
-
-def refuse(error: Exception) -> int:
+def refuse(error: object) -> int:
     """Say why in one line."""
     print(f"darkroom: {error}", file=sys.stderr)
     return 2

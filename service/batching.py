@@ -1,38 +1,51 @@
 """The worker's pipeline: receive, decode, predict and answer overlap; batches form while the model works.
 
-    receive (1 thread) -> decode (a pool; answers image errors) -> decoded -> predict (1 thread) -> answer
+    every thread:   receive -> decode each into a row (image errors are answered) -> is a pass free?
+                       no: receive again       yes: predict what is decoded, answer, until nothing is left
 
-An idle model takes whatever is decoded, at once, up to `max_batch_size`. `max_delay_ms` lets it wait that long from the
-first arrival for a fuller batch, never past the earliest deadline.
+All threads are alike, so an image that meets an idle model is decoded, predicted and answered by one thread, without a
+handover; under load some threads decode while others wait for their pass. An idle model takes whatever is decoded, at
+once, up to `max_batch_size`; `max_delay_ms` lets it wait that long from the first arrival for a fuller batch, never
+past the earliest deadline.
 """
 
 import os
 import threading
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from models.engine import Engine
 from models.errors import ImageError
-from service import metrics
 from service.errors import DeadlineExceeded, Internal, NonFinite
 from service.logs import logger
+from service.metrics import (
+    BATCH_SIZE,
+    BATCH_SPLITS,
+    CONFIDENCE,
+    IMAGES,
+    ISOLATED_FAILURES,
+    NONFINITE,
+    PREDICTIONS,
+    QUEUE_DEPTH,
+    STAGE_SECONDS,
+    Metrics,
+)
 from service.settings import Settings
 from service.transport import Answer, Item, Transport
 
+Ranking = list[tuple[int, float]]  # (class index, probability), highest first
 
-@dataclass(frozen=True)
-class Decoded:
-    """An item whose body became `pixels` uint8 (3, S, S); times in seconds of CLOCK_MONOTONIC."""
+
+class Decoded(NamedTuple):
+    """An item whose pixels lie in `row`, uint8 (S, S, 3); times in seconds of CLOCK_MONOTONIC."""
 
     item: Item
-    pixels: Tensor
+    row: Tensor
     started: float
     finished: float
 
@@ -40,142 +53,153 @@ class Decoded:
 class Pipeline:
     """One worker's threads and what passes between them."""
 
-    def __init__(self, engine: Engine, transport: Transport, settings: Settings) -> None:
-        """Look-ahead is bounded to two batches, so that other workers get their share of what waits."""
-        self.engine = engine
-        self.transport = transport
-        self.settings = settings
-        self.max_delay = settings.max_delay_ms / 1000
-        self.room = threading.Semaphore(2 * settings.max_batch_size)
-        self.decoded: deque[Decoded] = deque()
-        self.changed = threading.Condition()
-        self.ended = False
+    def __init__(self, engine: Engine, transport: Transport, settings: Settings, metrics: Metrics) -> None:
+        """Rows bound the look-ahead: a full batch for each pass under way and for one more."""
+        self.engine, self.transport, self.metrics = engine, transport, metrics
+        self.classes = engine.artifact.manifest.classes
+        self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
+        self.max_batch_size, self.max_delay = settings.max_batch_size, settings.max_delay_ms / 1000
+        self.passes = threading.Semaphore(engine.passes)
+        self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
+        self.decoded: SimpleQueue[Decoded] = SimpleQueue()
+        self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
+        self.threads = [
+            threading.Thread(target=self.work, name=f"pipeline-{number}")
+            for number in range(engine.passes + engine.cores)
+        ]
 
     def run(self) -> None:
-        """Receive until the end; then let what is under way finish."""
-        with ThreadPoolExecutor(1, "predict") as predicting:
-            predicting.submit(self.predict_all).add_done_callback(end_on_bug)
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode") as decoding:
-                while True:
-                    self.room.acquire()
-                    item = self.transport.receive()
-                    if item is None:
-                        break
-                    decoding.submit(self.decode, item).add_done_callback(end_on_bug)
-            with self.changed:
-                self.ended = True
-                self.changed.notify()
+        """Work until no more can come and all is answered."""
+        for thread in self.threads:
+            thread.start()
+        for thread in self.threads:
+            thread.join()
+
+    def work(self) -> None:
+        """Receive, decode, predict; the end of one thread by a bug is the end of the worker."""
+        try:
+            while items := self.transport.receive():
+                for item in items:
+                    if self.free_rows.empty():  # what has been decoded holds them
+                        self.predict_waiting()
+                    self.decode(item)
+                self.predict_waiting()
+        except BaseException:
+            # Half a pipeline would keep requests and their room for ever.
+            logger.critical("the worker failed", exc_info=True)
+            os._exit(1)
 
     def decode(self, item: Item) -> None:
         """Turn a body into pixels, or answer why not."""
+        row = self.free_rows.get()
         started = monotonic()
         try:
             if started >= item.deadline:
                 raise DeadlineExceeded("The request's deadline passed before its turn came.")
-            formats, max_pixels = self.settings.accepted_formats, self.settings.max_pixels
-            with self.transport.body(item) as body:
-                pixels = self.engine.decode(body, formats, max_pixels)
+            self.engine.decode(self.transport.body(item), self.formats, self.max_pixels, row)
         except (ImageError, DeadlineExceeded) as error:
-            self.answer_error(item, error.code, str(error))
+            self.refuse(item, row, error.code, str(error))
         except Exception:
             logger.exception("decoding failed", extra={"uid": item.uid})
-            self.answer_error(item, Internal.code, "The image could not be processed.")
+            self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
-            with self.changed:
-                self.decoded.append(Decoded(item, pixels, started, monotonic()))
-                self.changed.notify()
+            self.decoded.put(Decoded(item, row, started, monotonic()))
 
-    def answer_error(self, item: Item, code: str, detail: str) -> None:
-        """An image that leaves the queue without reaching the model."""
-        metrics.QUEUE_DEPTH.dec()
-        self.room.release()
+    def refuse(self, item: Item, row: Tensor, code: str, detail: str) -> None:
+        """Answer an image that leaves the queue without reaching the model."""
+        self.metrics.add(QUEUE_DEPTH, n=-1)
         self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
+        self.free_rows.put(row)
 
-    def predict_all(self) -> None:
-        """Predict batch after batch until the end."""
-        while batch := self.next_batch():
-            self.predict(batch)
-            self.room.release(len(batch))
+    def give_back(self, rows: Iterable[Tensor]) -> None:
+        """Let the rows be decoded into again."""
+        for row in rows:
+            self.free_rows.put(row)
+
+    def predict_waiting(self) -> None:
+        """If a pass is free, take it and predict batch after batch until nothing waits.
+
+        Whoever finds no pass free leaves its images to those who have one: they look again after giving theirs back.
+        """
+        while not self.decoded.empty() and self.passes.acquire(blocking=False):
+            while batch := self.next_batch():
+                self.predict(batch)
+            self.passes.release()
 
     def next_batch(self) -> list[Decoded]:
-        """Wait for decoded images and take a batch of those that can still be answered in time; [] at the end."""
-        with self.changed:
-            while True:
-                while not self.decoded and not self.ended:
-                    self.changed.wait()
-                self.wait_for_more()
-                n = min(len(self.decoded), self.settings.max_batch_size)
-                taken = [self.decoded.popleft() for _ in range(n)]
-                now = monotonic()
-                batch = [image for image in taken if now < image.item.deadline]
-                for image in taken:
-                    if now >= image.item.deadline:
-                        self.answer_error(
-                            image.item, DeadlineExceeded.code, "The request's deadline passed in the queue."
-                        )
-                if batch or (self.ended and not self.decoded):
-                    return batch
+        """What is decoded and can still be answered in time, up to a full batch.
 
-    def wait_for_more(self) -> None:
-        """Let an idle model wait for a fuller batch, if it was told to."""
-        if not self.decoded or not self.max_delay:
-            return
-        full = self.decoded[0].finished + self.max_delay
-        while len(self.decoded) < self.settings.max_batch_size and not self.ended:
-            # Half of an image's time is kept for predicting and answering it.
-            halves = (image.item.accepted / 2 + image.item.deadline / 2 for image in self.decoded)
-            left = min(full, *halves) - monotonic()
-            if left <= 0 or not self.changed.wait(left):
-                return
+        An idle model waits for more if it was told to, but keeps half of every image's time for answering it.
+        """
+        batch: list[Decoded] = []
+        until = 0.0
+        with suppress(Empty):
+            while len(batch) < self.max_batch_size:
+                left = until - monotonic()
+                image = self.decoded.get(left > 0, max(0.0, left))
+                if monotonic() >= image.item.deadline:
+                    detail = "The request's deadline passed in the queue."
+                    self.refuse(image.item, image.row, DeadlineExceeded.code, detail)
+                    continue
+                batch.append(image)
+                if self.max_delay:
+                    half = image.item.accepted / 2 + image.item.deadline / 2
+                    until = min(half, until or image.finished + self.max_delay)
+        return batch
 
     def predict(self, batch: Sequence[Decoded]) -> None:
         """Predict and answer one batch; an image that the model fails on does not touch its neighbours."""
-        metrics.QUEUE_DEPTH.dec(len(batch))
-        metrics.BATCH_SIZE.observe(len(batch))
+        self.metrics.add(QUEUE_DEPTH, n=-len(batch))
+        self.metrics.observe(BATCH_SIZE, len(batch))
         started = monotonic()
-        probabilities = self.probabilities(torch.stack([image.pixels for image in batch]))
+        results = self.results([image.row for image in batch], max(image.item.top_k for image in batch))
         inference = monotonic() - started
-        answers = []
-        for image, row in zip(batch, probabilities, strict=True):
-            decode = image.finished - image.started
-            queue = max(0.0, started - image.item.accepted - decode)
-            metrics.STAGE_SECONDS.labels("queue").observe(queue)
-            metrics.STAGE_SECONDS.labels("decode").observe(decode)
-            metrics.STAGE_SECONDS.labels("inference").observe(inference)
-            answers.append((image.item.process, self.answer(image.item, row, (queue, decode, inference))))
-        for process, group in groupby(sorted(answers, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
-            self.transport.answer(process, [answer for _, answer in group])
+        self.give_back(image.row for image in batch)
+        decode = [image.finished - image.started for image in batch]
+        queue = [started - image.item.accepted - time for image, time in zip(batch, decode, strict=True)]
+        for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
+            self.metrics.observe_each(STAGE_SECONDS, seconds, stage)
+        self.count(result for result in results if not isinstance(result, str))
+        answers: dict[int, list[Answer]] = {}
+        for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
+            answers.setdefault(image.item.process, []).append(answer(image.item, result, waited, decoding, inference))
+        for process, together in answers.items():
+            self.transport.answer(process, together)
 
-    def probabilities(self, pixels: Tensor) -> list[Tensor | None]:
-        """Rows of probabilities (K,) for uint8 (N, 3, S, S); None for an image that the model raises for."""
+    def count(self, rankings: Iterable[Ranking]) -> None:
+        """Count what was predicted, and how surely."""
+        first = [ranking[0] for ranking in rankings]
+        self.metrics.add(IMAGES, n=len(first))
+        self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
+        for index, _ in first:
+            self.metrics.add(PREDICTIONS, self.classes[index])
+
+    def results(self, rows: Sequence[Tensor], top_k: int) -> list[Ranking | str]:
+        """For each row its `top_k` predictions, highest first, or the code of why there are none."""
         try:
-            return list(self.engine.predict(pixels))
+            probabilities = self.engine.predict(rows)
         except Exception:  # whatever it is, it must not keep the neighbours' answers back
-            if len(pixels) == 1:
+            if len(rows) == 1:
                 logger.exception("the model failed on an image")
-                metrics.ISOLATED_FAILURES.inc()
-                return [None]
-        metrics.BATCH_SPLITS.inc()
-        return [row for image in pixels for row in self.probabilities(image[None])]
-
-    def answer(self, item: Item, row: Tensor | None, times: tuple[float, float, float]) -> Answer:
-        """The answer to one predicted image, and its metrics."""
-        if row is None:
-            return Answer(item.uid, [], Internal.code, "The model failed on this image.")
-        if not bool(row.isfinite().all()):
-            metrics.NONFINITE.inc()
-            return Answer(item.uid, [], NonFinite.code, "The model gave no finite probabilities for this image.")
-        highest = row.topk(min(item.top_k, len(row)))
-        predictions = list(zip(highest.indices.tolist(), highest.values.tolist(), strict=True))
-        index, probability = predictions[0]
-        metrics.IMAGES.inc()
-        metrics.PREDICTIONS.labels(self.engine.artifact.manifest.classes[index]).inc()
-        metrics.CONFIDENCE.observe(probability)
-        return Answer(item.uid, predictions, "", "", *times)
+                self.metrics.add(ISOLATED_FAILURES)
+                return [Internal.code]
+            self.metrics.add(BATCH_SPLITS)
+            return [result for row in rows for result in self.results([row], top_k)]
+        highest = probabilities.topk(min(top_k, probabilities.size(1)))
+        finite = probabilities.isfinite().all(1).tolist()
+        self.metrics.add(NONFINITE, n=finite.count(False))
+        rankings = zip(highest.indices.tolist(), highest.values.tolist(), finite, strict=True)
+        return [list(zip(indices, values, strict=True)) if ok else NonFinite.code for indices, values, ok in rankings]
 
 
-def end_on_bug(future: Future[None]) -> None:
-    """End the worker when one of its threads failed: half a pipeline would keep requests and their room for ever."""
-    if error := future.exception():
-        logger.critical("the worker failed", exc_info=error)
-        os._exit(1)
+def answer(item: Item, result: Ranking | str, queue: float, decode: float, inference: float) -> Answer:
+    """The answer to one image: the predictions that it asked for, or why there are none."""
+    if isinstance(result, str):
+        return Answer(item.uid, [], result, FAILURES[result])
+    return Answer(item.uid, result[: item.top_k], "", "", queue, decode, inference)
+
+
+FAILURES = {
+    Internal.code: "The model failed on this image.",
+    NonFinite.code: "The model gave no finite probabilities for this image.",
+}

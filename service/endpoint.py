@@ -1,105 +1,207 @@
 """`POST /predict`: from a request's bytes to its reply, whatever form the images came in."""
 
-import asyncio
+import json
 from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from urllib.parse import parse_qs
 
-from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
-
+from models.errors import ImageError
 from models.manifest import Manifest
-from service import metrics
-from service.boundary import headers_of, send_json
-from service.channel import Channel
+from service.boundary import headers_of, refuse_long
+from service.channel import Channel, Pending
 from service.errors import (
     BY_CODE,
     AnyError,
     BadParameter,
     ClientDisconnect,
     ContentEncoding,
-    DeadlineExceeded,
     Draining,
     Framing,
+    Internal,
     NotReady,
+    ServiceError,
     TooLarge,
     problem,
 )
 from service.forms import Images, images
+from service.journal import Journal
+from service.logs import logger
+from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
 from service.transport import DRAINING, READY, Answer
 
+ROUTE = "/predict"
 DEFAULT_TOP_K = 5
 LONGEST_TIMEOUT_MS = 60_000
 QUERY_FIELDS = 100
 
 
 class Predict:
-    """The endpoint as an ASGI application; raises a `ServiceError` or `ImageError` instead of answering with one."""
+    """What all requests for predictions in one HTTP process share."""
 
-    def __init__(self, manifest: Manifest, settings: Settings, channel: Callable[[], Channel]) -> None:
+    def __init__(
+        self, manifest: Manifest, settings: Settings, journal: Journal, channel: Callable[[], Channel]
+    ) -> None:
         """`channel` gives this process's channel, which exists once the process serves."""
-        self.manifest = manifest
         self.settings = settings
+        self.journal, self.metrics = journal, journal.metrics
         self.channel = channel
+        # What is the same in every reply is written once.
+        self.model = json.dumps({"name": manifest.name, "version": manifest.version})
+        self.classes = [
+            f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '
+            for index, name in enumerate(manifest.classes)
+        ]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        with metrics.REQUESTS_IN_FLIGHT.track_inprogress():
-            await self.answer(scope, receive, send)
+    def predictions(self, answer: Answer) -> str:
+        """Classes by name, highest first, as a member of a JSON object; the worker sends finite numbers only."""
+        # Nine digits tell every float32 from the others.
+        return f'"predictions": [{", ".join([f"{self.classes[i]}{p:.9}}}" for i, p in answer.predictions])}]'
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read, predict, reply."""
-        started = monotonic()
-        channel, headers, settings = self.channel(), Headers(scope=scope), self.settings
-        refuse_unready(channel.transport.phase)
-        refuse_encoded(headers.get("content-encoding", ""))
-        top_k = top_k_of(scope["query_string"], len(self.manifest.classes))
-        deadline = started + timeout_of(headers.get("x-timeout-ms"), settings.timeout_ms)
-        body = await read_body(receive, headers.get("content-length", ""), settings.max_body_bytes)
-        if not body and "upgrade" in headers:
+
+Reply = Callable[[int, str, bytes], None]  # status, lines of headers, body
+
+
+class Call:
+    """One request for predictions, from its head to its reply. It replies once, whatever happens.
+
+    begin -> growing ... -> complete -> (the answers come) answered -> reply
+    """
+
+    def __init__(self, predict: Predict, headers: Sequence[tuple[bytes, bytes]], query: bytes, reply: Reply) -> None:
+        """The request's head is there: `headers` have lower-case names, `query` is what follows the question mark."""
+        self.started = monotonic()
+        self.predict, self.query, self.reply = predict, query, reply
+        self.headers = dict(headers)
+        self.header_bytes = sum([len(name) + len(value) for name, value in headers])
+        self.pending: Pending | None = None
+        self.request_id = predict.journal.request_id(self.headers.get(b"x-request-id", b""))
+        predict.metrics.add(REQUESTS_IN_FLIGHT)
+
+    def begin(self) -> None:
+        """Refuse what the head alone tells to be unusable."""
+        self.attempt(self.read_head)
+
+    def growing(self, size: int) -> None:
+        """So many bytes of the body have come."""
+        if size > self.predict.settings.max_body_bytes:
+            self.attempt(self.refuse_large, size)
+
+    def complete(self, body: bytes) -> None:
+        """The whole body has come."""
+        self.attempt(self.submit, body)
+
+    def answered(self, answers: Sequence[Answer]) -> None:
+        """All answers have come."""
+        self.attempt(self.succeed, answers)
+
+    def leave(self) -> None:
+        """The client has left; nobody reads a reply."""
+        error = ClientDisconnect("The client left before its answer.")
+        self.predict.metrics.reject(error)
+        self.close(DISCONNECTED, error.code)
+
+    def attempt(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; where it fails, that is the reply."""
+        try:
+            step(*arguments)
+        except (ServiceError, ImageError) as error:
+            self.refuse(error)
+        except Exception:
+            logger.exception("a request failed", extra={"request_id": self.request_id, "route": ROUTE})
+            self.refuse(Internal("The service failed on this request."))
+
+    def read_head(self) -> None:
+        """Whether it can be answered, and the parameters."""
+        refuse_long(self.header_bytes)
+        refuse_unready(self.predict.channel().transport.phase)
+        if b"content-encoding" in self.headers:
+            refuse_encoded(self.headers[b"content-encoding"].decode("latin-1"))
+        self.top_k = top_k_of(self.query, len(self.predict.classes))
+        timeout = self.headers.get(b"x-timeout-ms")
+        seconds = self.predict.settings.timeout_ms / 1000 if timeout is None else timeout_of(timeout.decode("latin-1"))
+        self.deadline = self.started + seconds
+        announced = self.headers.get(b"content-length", b"")
+        if announced.isdigit():
+            self.refuse_large(int(announced))
+
+    def refuse_large(self, size: int) -> None:
+        """Compare a body's size with the limit."""
+        limit = self.predict.settings.max_body_bytes
+        if size > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes.")
+
+    def submit(self, body: bytes) -> None:
+        """Send the images on their way."""
+        if not body and b"upgrade" in self.headers:
             raise Framing("An Upgrade is not supported, and it hid the body; send plain HTTP/1.1.")
-        found = images(body, headers.get("content-type", ""), settings.max_images)
-        received = monotonic()
-        metrics.STAGE_SECONDS.labels("receive").observe(received - started)
+        kind = self.headers.get(b"content-type", b"").decode("latin-1")
+        self.found = images(body, kind, self.predict.settings.max_images)
+        self.received = monotonic() - self.started
+        self.predict.metrics.observe(STAGE_SECONDS, self.received, "receive")
+        bodies = [image for image in self.found.bodies if isinstance(image, bytes)]
+        if bodies:
+            self.pending = self.predict.channel().submit(bodies, self.top_k, self.deadline, self.answered, self.refuse)
+        else:
+            self.succeed([])
 
-        bodies = [image for image in found.bodies if isinstance(image, bytes)]
-        answers = await predicted(channel, bodies, top_k, deadline, receive) if bodies else []
+    def succeed(self, answers: Sequence[Answer]) -> None:
+        """Reply with what each image got."""
         answered = monotonic()
-        replies = in_order(found, answers)
-        error, document = self.document(found, replies, scope["state"])
-        await respond(send, error, document, server_timing(received - started, answers))
-        metrics.STAGE_SECONDS.labels("respond").observe(monotonic() - answered)
+        if not self.found.several:
+            (answer,) = answers
+            if answer.code:
+                raise BY_CODE[answer.code](answer.detail)
+            self.send(None, f"{self.success()}, {self.predict.predictions(answer)}}}", answers)
+        else:
+            self.send(*self.several(answers), answers)
+        self.predict.metrics.observe(STAGE_SECONDS, monotonic() - answered, "respond")
 
-    def document(
-        self, found: Images, replies: Sequence[Answer | AnyError], state: dict[str, str]
-    ) -> tuple[AnyError | None, object]:
-        """The reply, and the first error where no image succeeded; a single image's error is raised."""
-        request_id = state["request_id"]
-        success = {"request_id": request_id, "model": {"name": self.manifest.name, "version": self.manifest.version}}
-        if not found.several:
-            (reply,) = replies
-            if isinstance(reply, Answer):
-                return None, success | {"predictions": self.predictions(reply)}
-            raise reply
+    def several(self, answers: Iterable[Answer]) -> tuple[AnyError | None, str]:
+        """The reply for several images as JSON, and the first error where no image succeeded."""
+        replies = in_order(self.found, answers)
         errors = [reply for reply in replies if not isinstance(reply, Answer)]
         for error in errors:
-            metrics.count(error)
-        results = [
-            {"predictions": self.predictions(reply)}
+            self.predict.metrics.reject(error)
+        results = ", ".join(
+            f"{{{self.predict.predictions(reply)}}}"
             if isinstance(reply, Answer)
-            else {"error": problem(reply, request_id)}
+            else json.dumps({"error": problem(reply, self.request_id)})
             for reply in replies
-        ]
+        )
         if len(errors) < len(replies):
-            return None, success | {"results": results}
-        state["code"] = errors[0].code
-        return errors[0], problem(errors[0], request_id) | {"results": results}
+            return None, f'{self.success()}, "results": [{results}]}}'
+        return errors[0], f'{json.dumps(problem(errors[0], self.request_id))[:-1]}, "results": [{results}]}}'
 
-    def predictions(self, answer: Answer) -> list[dict[str, object]]:
-        """Classes by name, highest first."""
-        names = self.manifest.classes
-        return [{"class": names[i], "index": i, "probability": probability} for i, probability in answer.predictions]
+    def success(self) -> str:
+        """How the document of a success begins."""
+        return f'{{"request_id": "{self.request_id}", "model": {self.predict.model}'
+
+    def refuse(self, error: AnyError) -> None:
+        """Reply with why there are no predictions."""
+        self.predict.metrics.reject(error)
+        self.send(error, json.dumps(problem(error, self.request_id)))
+
+    def send(self, error: AnyError | None, text: str, answers: Sequence[Answer] = ()) -> None:
+        """Reply with JSON, or with the problem document that it is."""
+        body = text.encode()
+        status, kind, more = 200, "application/json", ""
+        if error is not None:
+            status, kind = int(error.status), "application/problem+json"
+            more = "".join([f"{name}: {value}\r\n" for name, value in headers_of(error).items()])
+        if answers:
+            more += f"server-timing: {server_timing(self.received, answers)}\r\n"
+        head = f"content-type: {kind}\r\n{more}content-length: {len(body)}\r\nx-request-id: {self.request_id}\r\n"
+        self.close(status, error.code if error else "")
+        self.reply(status, head, body)
+
+    def close(self, status: int, code: str) -> None:
+        """Nothing that still comes for this request is waited for."""
+        if self.pending is not None:
+            self.pending.forget()
+            self.pending = None
+        self.predict.metrics.add(REQUESTS_IN_FLIGHT, n=-1)
+        self.predict.journal.close(ROUTE, status, code, self.request_id, self.started)
 
 
 def refuse_unready(phase: int) -> None:
@@ -118,6 +220,8 @@ def refuse_encoded(encoding: str) -> None:
 
 def top_k_of(query: bytes, num_classes: int) -> int:
     """How many predictions the query asks for: `min(5, K)` by default, at most K."""
+    if not query:
+        return min(DEFAULT_TOP_K, num_classes)
     try:
         given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS).get("top_k")
     except ValueError:
@@ -127,9 +231,9 @@ def top_k_of(query: bytes, num_classes: int) -> int:
     return min(whole_number("top_k", given[-1]), num_classes)
 
 
-def timeout_of(given: str | None, default_ms: int) -> float:
-    """Seconds that the request allows, from `X-Timeout-Ms` or the setting."""
-    milliseconds = default_ms if given is None else whole_number("X-Timeout-Ms", given)
+def timeout_of(given: str) -> float:
+    """Seconds that the request allows by its `X-Timeout-Ms`."""
+    milliseconds = whole_number("X-Timeout-Ms", given)
     if milliseconds > LONGEST_TIMEOUT_MS:
         raise BadParameter(f"X-Timeout-Ms must be at most {LONGEST_TIMEOUT_MS}.")
     return milliseconds / 1000
@@ -140,49 +244,6 @@ def whole_number(name: str, text: str) -> int:
     if text.isascii() and text.isdigit() and (value := int(text[:18])) > 0:
         return value
     raise BadParameter(f"{name} must be a whole number greater than zero.")
-
-
-async def read_body(receive: Receive, announced: str, limit: int) -> bytes:
-    """The whole body; refused before the rest is read once it is known to be too large."""
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge(f"The body is larger than {limit} bytes.")
-    size, chunks = 0, []
-    while size <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect("The client left before its request was complete.")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size <= limit and not message.get("more_body", False):
-            return b"".join(chunks)
-    raise TooLarge(f"The body is larger than {limit} bytes.")
-
-
-async def predicted(
-    channel: Channel, bodies: Sequence[bytes], top_k: int, deadline: float, receive: Receive
-) -> Sequence[Answer]:
-    """The answers of all bodies, in order.
-
-    Raises:
-        DeadlineExceeded: they did not all come in time.
-        ClientDisconnect: nobody waits for them any more.
-    """
-    answers = channel.submit(bodies, top_k, deadline)
-    leaving = asyncio.ensure_future(receive())
-    try:
-        for answer in answers:
-            waited = (answer, leaving)
-            await asyncio.wait(waited, timeout=deadline - monotonic(), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                continue
-            if leaving.done():
-                raise ClientDisconnect("The client left before its answer.")
-            raise DeadlineExceeded("The request's deadline passed before it was answered.")
-        return [answer.result() for answer in answers]
-    finally:
-        leaving.cancel()
-        for answer in answers:
-            answer.cancel()
 
 
 def in_order(found: Images, answers: Iterable[Answer]) -> list[Answer | AnyError]:
@@ -198,14 +259,9 @@ def settled(answer: Answer) -> Answer | AnyError:
 
 def server_timing(receive: float, answers: Sequence[Answer]) -> str:
     """The `Server-Timing` header: milliseconds of each stage, of several images the longest."""
-    stages = {"receive": receive}
-    for stage in ("queue", "decode", "inference"):
-        stages[stage] = max((getattr(answer, stage) for answer in answers), default=0.0)
-    return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
-
-
-async def respond(send: Send, error: AnyError | None, document: object, timing: str) -> None:
-    """Send the document: 200 and JSON, or as the problem document that it is."""
-    kind = "application/problem+json" if error else "application/json"
-    headers = {"content-type": kind, "server-timing": timing} | headers_of(error)
-    await send_json(send, int(error.status) if error else 200, headers, document)
+    times = [answer[4:] for answer in answers]
+    queue, decode, inference = times[0] if len(times) == 1 else map(max, zip(*times, strict=True))
+    return (
+        f"receive;dur={receive * 1000:.3f}, queue;dur={queue * 1000:.3f}, "
+        f"decode;dur={decode * 1000:.3f}, inference;dur={inference * 1000:.3f}"
+    )

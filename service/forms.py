@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -24,8 +24,7 @@ URLENCODED_ADVICE = (
 )
 
 
-@dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """A request's images in order, an error in the place of one that is none; `several` asks for `results`."""
 
     bodies: list[bytes | Rejected]
@@ -38,14 +37,14 @@ def images(body: bytes, content_type: str, max_images: int) -> Images:
     Raises:
         Rejected: the request as a whole cannot be understood; a single bad image of several is an item instead.
     """
-    media_type, options = parse_options_header(content_type)
-    kind = media_type.decode("latin-1").strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("image/") or kind in RAW_TYPES:
+        return Images([present(body)], several=False)
     if kind == "multipart/form-data":
+        _, options = parse_options_header(content_type)
         return from_form(body, options.get(b"boundary", b""), max_images)
     if kind == "application/json":
         return from_json(body, max_images)
-    if kind.startswith("image/") or kind in RAW_TYPES:
-        return Images([present(body)], several=False)
     if kind == "application/x-www-form-urlencoded":
         raise ContentType(URLENCODED_ADVICE)
     raise ContentType("Send an image (image/*, application/octet-stream), multipart/form-data or application/json.")

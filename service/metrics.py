@@ -1,71 +1,218 @@
-"""Every metric of the service, correct over all its processes (prometheus_client's multiprocess mode).
+"""Every metric of the service, correct over all its processes: cells of shared memory, summed up when scraped.
 
-PROMETHEUS_MULTIPROC_DIR must be set before this module is imported: prometheus_client chooses its mode at import.
+A process writes cells of its own in the transport's arena, so no lock is shared, a killed process leaves its counts
+behind, and counting costs half a microsecond. prometheus_client writes the exposition.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+import ctypes
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from models.errors import ImageError
-from service.errors import AnyError, ClientDisconnect, Refused, Rejected, leaves
+from service.errors import AnyError, ClientDisconnect, Refused, Rejected, ServiceError, leaves
 
+DISCONNECTED = 499  # nobody read the answer; nginx's convention
+OTHER_ROUTE = "other"
+ROUTES = ("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json", OTHER_ROUTE)
+STATUSES = sorted(
+    {200, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
+)
+REJECTIONS = tuple(leaf.code for base in (Rejected, ImageError) for leaf in leaves(base))
+REFUSALS = tuple(leaf.code for leaf in leaves(Refused))
 STAGES = ("receive", "queue", "decode", "inference", "respond")
 # Geometric from 0.1 ms: an idle small model answers a stage in 0.1 ms, the longest deadline is 60 s.
 STAGE_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS = tuple(1 << power for power in range(11))
 CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
-REQUESTS = Counter("darkroom_requests_total", "Requests answered", ["route", "status"])
-REQUEST_SECONDS = Histogram(
-    "darkroom_request_duration_seconds", "From request head to last byte of the reply", ["route"], buckets=STAGE_BUCKETS
+
+@dataclass(frozen=True)
+class Family:
+    """A metric with the closed sets of its labels' values; `seldom` ones are shown once they have counted something."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    values: tuple[tuple[str, ...], ...] = ((),)
+    buckets: Sequence[float] = ()
+    gauge: bool = False
+    seldom: bool = False
+
+    @property
+    def width(self) -> int:
+        """Cells for one set of label values: one, or in a histogram one a bucket, one above them and the sum."""
+        return len(self.buckets) + 2 if self.buckets else 1
+
+
+def each(values: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """The values of a single label."""
+    return tuple((value,) for value in values)
+
+
+REQUESTS = Family(
+    "darkroom_requests_total",
+    "Requests answered",
+    ("route", "status"),
+    tuple((route, str(status)) for route in ROUTES for status in STATUSES),
+    seldom=True,
 )
-STAGE_SECONDS = Histogram(
-    "darkroom_stage_duration_seconds", "Time of an image in one stage", ["stage"], buckets=STAGE_BUCKETS
+REQUEST_SECONDS = Family(
+    "darkroom_request_duration_seconds",
+    "From request head to last byte of the reply",
+    ("route",),
+    each(ROUTES),
+    STAGE_BUCKETS,
+    seldom=True,
 )
-BATCH_SIZE = Histogram("darkroom_batch_size", "Images in one forward pass", buckets=BATCH_BUCKETS)
-IMAGES = Counter("darkroom_images_total", "Images predicted")
-IMAGES_REJECTED = Counter("darkroom_images_rejected_total", "Images and requests with unusable input", ["reason"])
-REQUESTS_IN_FLIGHT = Gauge("darkroom_requests_in_flight", "Requests being answered", multiprocess_mode="livesum")
-QUEUE_DEPTH = Gauge("darkroom_queue_depth", "Images accepted and not yet in a batch", multiprocess_mode="sum")
-REFUSED = Counter("darkroom_refused_total", "Requests refused or out of time", ["reason"])
-DISCONNECTS = Counter("darkroom_client_disconnects_total", "Clients that left before their answer")
-BATCH_SPLITS = Counter("darkroom_batch_splits_total", "Batches split because the model failed on them")
-ISOLATED_FAILURES = Counter("darkroom_isolated_failures_total", "Images that the model failed on alone")
-NONFINITE = Counter("darkroom_nonfinite_total", "Images that the model answered with NaN or infinity")
-MODEL_INFO = Gauge(
-    "darkroom_model_info",
-    "The model being served",
-    ["name", "version", "digest", "device", "dtype"],
-    multiprocess_mode="livemax",
+STAGE_SECONDS = Family(
+    "darkroom_stage_duration_seconds", "Time of an image in one stage", ("stage",), each(STAGES), STAGE_BUCKETS
 )
-PREDICTIONS = Counter("darkroom_predictions_total", "First predictions", ["class"])
-CONFIDENCE = Histogram(
-    "darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS
+BATCH_SIZE = Family("darkroom_batch_size", "Images in one forward pass", buckets=BATCH_BUCKETS)
+IMAGES = Family("darkroom_images_total", "Images predicted")
+IMAGES_REJECTED = Family(
+    "darkroom_images_rejected_total", "Images and requests with unusable input", ("reason",), each(REJECTIONS)
 )
+REQUESTS_IN_FLIGHT = Family("darkroom_requests_in_flight", "Requests being answered", gauge=True)
+QUEUE_DEPTH = Family("darkroom_queue_depth", "Images accepted and not yet in a batch", gauge=True)
+REFUSED = Family("darkroom_refused_total", "Requests refused or out of time", ("reason",), each(REFUSALS))
+DISCONNECTS = Family("darkroom_client_disconnects_total", "Clients that left before their answer")
+BATCH_SPLITS = Family("darkroom_batch_splits_total", "Batches split because the model failed on them")
+ISOLATED_FAILURES = Family("darkroom_isolated_failures_total", "Images that the model failed on alone")
+NONFINITE = Family("darkroom_nonfinite_total", "Images that the model answered with NaN or infinity")
+PREDICTIONS = Family("darkroom_predictions_total", "First predictions", ("class",), (), seldom=True)
+CONFIDENCE = Family("darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS)
+MODEL_INFO = Family(
+    "darkroom_model_info", "The model being served", ("name", "version", "digest", "device", "dtype"), gauge=True
+)
+COUNTED = (
+    REQUESTS,
+    REQUEST_SECONDS,
+    STAGE_SECONDS,
+    BATCH_SIZE,
+    IMAGES,
+    IMAGES_REJECTED,
+    REQUESTS_IN_FLIGHT,
+    QUEUE_DEPTH,
+    REFUSED,
+    DISCONNECTS,
+    BATCH_SPLITS,
+    ISOLATED_FAILURES,
+    NONFINITE,
+    PREDICTIONS,
+    CONFIDENCE,
+)
+Cells = ctypes.Array[ctypes.c_double]
 
 
-def announce_reasons() -> None:
-    """Show every reason at zero from the first scrape on, so that rates are right from the first event."""
-    for leaf in (*leaves(Rejected), *leaves(ImageError)):
-        IMAGES_REJECTED.labels(leaf.code)
-    for leaf in leaves(Refused):
-        REFUSED.labels(leaf.code)
-    for stage in STAGES:
-        STAGE_SECONDS.labels(stage)
+class Metrics:
+    """One process's counts; `cells` are given to it when the process begins."""
+
+    cells: Cells
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        """Lay out the cells: the same in every process."""
+        self.families = [
+            replace(family, values=each(classes)) if family is PREDICTIONS else family for family in COUNTED
+        ]
+        # By a family's name and its labels' values: the first cell, and a histogram's sum.
+        self.places: dict[str, dict[tuple[str, ...], tuple[int, int]]] = {}
+        self.size = 0
+        for family in self.families:
+            places = self.places[family.name] = {}
+            for values in family.values:
+                places[values] = self.size, self.size + family.width - 1
+                self.size += family.width
+        self.lock = threading.Lock()  # between the threads of one process
+
+    def add(self, family: Family, *values: str, n: float = 1) -> None:
+        """Count `n` more, of a gauge also less."""
+        at, _ = self.places[family.name][values]
+        with self.lock:
+            self.cells[at] += n
+
+    def observe(self, family: Family, value: float, *values: str, n: int = 1) -> None:
+        """Put `value` into a histogram `n` times."""
+        at, total = self.places[family.name][values]
+        bucket = at + bisect_left(family.buckets, value)
+        with self.lock:
+            self.cells[bucket] += n
+            self.cells[total] += n * value
+
+    def observe_each(self, family: Family, values: Sequence[float], *labels: str) -> None:
+        """Put every one of `values` into a histogram."""
+        at, total = self.places[family.name][labels]
+        buckets = [at + bisect_left(family.buckets, value) for value in values]
+        with self.lock:
+            for bucket in buckets:
+                self.cells[bucket] += 1
+            self.cells[total] += sum(values)
+
+    def reject(self, error: AnyError) -> None:
+        """Count what could not be answered, by its reason."""
+        if isinstance(error, Rejected | ImageError):
+            self.add(IMAGES_REJECTED, error.code)
+        elif isinstance(error, Refused):
+            self.add(REFUSED, error.code)
+        if isinstance(error, ClientDisconnect):
+            self.add(DISCONNECTS)
 
 
-def count(error: AnyError) -> None:
-    """Count what could not be answered, by its reason."""
-    if isinstance(error, Rejected | ImageError):
-        IMAGES_REJECTED.labels(error.code).inc()
-    elif isinstance(error, Refused):
-        REFUSED.labels(error.code).inc()
-    if isinstance(error, ClientDisconnect):
-        DISCONNECTS.inc()
+class Scrape(Collector):
+    """All processes together, as prometheus_client wants them."""
+
+    def __init__(self, metrics: Metrics, cells: Sequence[Cells], models: Callable[[], Iterable[Sequence[str]]]) -> None:
+        """`cells` are every process's; `models` gives the label values of `MODEL_INFO` for each model served."""
+        self.metrics = metrics
+        self.cells = cells
+        self.models = models
+
+    def text(self) -> bytes:
+        """The text exposition."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not collect."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Sum up the cells."""
+        sums = [sum(column) for column in zip(*self.cells, strict=True)]
+        at = 0
+        for family in self.metrics.families:
+            made = new(family)
+            for values in family.values:
+                cells = sums[at : at + family.width]
+                at += family.width
+                if any(cells) or not family.seldom:
+                    fill(made, family, values, cells)
+            yield made
+        info = new(MODEL_INFO)
+        for values in set(map(tuple, self.models())):
+            fill(info, MODEL_INFO, values, [1.0])
+        yield info
 
 
-def scrape() -> bytes:
-    """The text exposition of all processes together; reads files, so not for the event loop."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+def new(family: Family) -> Any:
+    """An empty family of prometheus_client's."""
+    kind = HistogramMetricFamily if family.buckets else GaugeMetricFamily if family.gauge else CounterMetricFamily
+    return kind(family.name, family.help, labels=family.labels)
+
+
+def fill(made: Any, family: Family, values: Sequence[str], cells: Sequence[float]) -> None:
+    """Add one set of label values."""
+    if family.buckets:
+        bounds = [*map(floatToGoString, family.buckets), "+Inf"]
+        made.add_metric(values, list(zip(bounds, accumulate(cells[:-1]), strict=True)), cells[-1])
+    else:
+        made.add_metric(values, cells[0])

@@ -1,26 +1,36 @@
 """The routes beside `/predict`: health, metrics, information and documentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.manifest import Manifest
-from service import __version__, metrics, openapi
-from service.endpoint import Predict, refuse_unready
-from service.errors import MethodNotAllowed, NotFound, NotReady
+from service import __version__, openapi
+from service.endpoint import ROUTE, refuse_unready
+from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
+from service.metrics import Metrics, Scrape
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build(manifest: Manifest, settings: Settings, transport: Transport, predict: Predict) -> list[Route]:
+def build(manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics) -> list[Route]:
     """The routes of an HTTP process."""
+
+    def models() -> Iterator[tuple[str, ...]]:
+        for worker in range(transport.workers):
+            if facts := transport.told(worker):
+                yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
+
+    scraping = Scrape(metrics, transport.all_cells(), models)
 
     def health(_: Request) -> Response:
         facts = ready(transport)
@@ -44,7 +54,7 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, predict:
         )
 
     async def scrape(_: Request) -> Response:
-        return Response(await run_in_threadpool(metrics.scrape), headers={"content-type": METRICS_TYPE})
+        return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
     document = openapi.document(manifest, settings, __version__)
     answers: dict[str, Callable[[Request], Any]] = {
@@ -59,9 +69,14 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, predict:
         answers["/openapi.json"] = lambda _: JSONResponse(document)
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
     return [
-        Route("/predict", predict, methods=["POST"]),
+        Route(ROUTE, answered_before, methods=["POST"]),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
     ]
+
+
+def answered_before(_: Request) -> Response:
+    """`service.protocol` answers these; the route is there for its path's other methods."""
+    raise AssertionError("POST /predict does not come here")
 
 
 def ready(transport: Transport) -> dict[str, Any]:
@@ -77,10 +92,22 @@ def ready(transport: Transport) -> dict[str, Any]:
     return facts
 
 
-def translate(_: Request, error: Exception) -> Response:
+def application(app: Starlette) -> ASGIApp:
+    """The routes of `app` without its layers: the outermost would answer every error with a 500 before we see it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = app  # with it Starlette raises its 404 and 405 instead of answering
+        try:
+            await app.router(scope, receive, send)
+        except HTTPException as error:
+            raise translated(error) from None
+
+    return answer
+
+
+def translated(error: HTTPException) -> ServiceError:
     """Starlette's 404 and 405 as ours."""
-    assert isinstance(error, HTTPException), "registered for HTTPException alone"
     if error.status_code == MethodNotAllowed.status:
         allowed = (error.headers or {}).get("Allow", "")
-        raise MethodNotAllowed("This route has other methods.", {"allow": allowed})
-    raise NotFound("No such route.")
+        return MethodNotAllowed("This route has other methods.", {"allow": allowed})
+    return NotFound("No such route.")

@@ -10,6 +10,7 @@ LitServe 0.2.19 is extended through these names, held by tests/service/test_lits
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -26,14 +27,15 @@ from typing import Any
 
 import litserve
 from litserve.transport.base import MessageTransport
-from starlette.exceptions import HTTPException
 
 from models.manifest import Manifest
-from service import logs, metrics, routes
+from service import logs, routes
 from service.boundary import Boundary
 from service.channel import Channel
 from service.endpoint import LONGEST_TIMEOUT_MS, Predict
+from service.journal import Journal
 from service.logs import logger
+from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings
 from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
@@ -94,20 +96,21 @@ class Server(litserve.LitServer):
         if len(manifest.classes) > MAX_CLASSES:
             raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
         workers = len(self.devices) * settings.workers
-        self.transport = Transport(settings.http_processes, workers, settings.capacity_bytes)
+        self.metrics = Metrics(manifest.classes)
+        self.transport = Transport(settings.http_processes, workers, settings.capacity_bytes, self.metrics.size)
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.failed = threading.Event()
         self.manager: Any = None
         self._monitor_workers = False  # `watch` replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
-        predict = Predict(manifest, settings, self.open_channel)
-        table = routes.build(manifest, settings, self.transport, predict)
+        self.journal = Journal(self.metrics, settings.access_log)
+        self.predict = Predict(manifest, settings, self.journal, self.open_channel)
+        table = routes.build(manifest, settings, self.transport, self.metrics)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
-        self.app.add_middleware(Boundary, routes={route.path for route in table}, access_log=settings.access_log)
-        self.app.add_exception_handler(HTTPException, routes.translate)
+        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, self.journal)
 
     def open_channel(self) -> Channel:
         """This HTTP process's channel."""
@@ -179,12 +182,20 @@ class Server(litserve.LitServer):
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         """An HTTP process begins: it accepts on a socket of its own, chosen evenly by the kernel."""
         logs.configure(self.settings.log_format)
-        metrics.announce_reasons()
+        self.metrics.cells = self.transport.cells(app.response_queue_id)
+        self.journal.begin()
+        collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity)
+        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics)
         async with super().lifespan(app):
             yield
         self.channel.close()
+
+
+def collect_seldom() -> None:
+    """Let the garbage collector leave alone what is there for good, and look at the rest less often."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def litserve_devices(device: str) -> tuple[str, Any]:
@@ -280,7 +291,8 @@ def run(settings: Settings, manifest: Manifest) -> int:
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
-            http=Protocol,
+            http=partial(Protocol, app=server.boundary, predict=server.predict),
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             server_header=False,

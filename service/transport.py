@@ -1,30 +1,42 @@
 """Bodies from the HTTP processes to the workers and answers back: no pickling, no lock, no polling.
 
-    HTTP process                                     worker
-    ------------                                     ------
+    HTTP process                                      worker
+    ------------                                      ------
     body -> slot in the arena (memfd, mapped by all)
-    descriptor -> SEQPACKET "requests" ------------> receive() -> body(), a view of the slot
-    future <- SEQPACKET "answers", one a process <-- answer(), one message a batch and process
+    descriptors -> SEQPACKET "requests" ------------> receive() -> body(), a view of the slot
+    futures <- SEQPACKET "answers", one a process <-- answer(), one message a batch and process
 
 A SEQPACKET message is atomic in the kernel: many may send and receive on one socket, and a killed process can hold
-nothing that the others need. Each HTTP process allocates in its own part of the arena alone. The arena begins with
-the board, where processes tell the others how they are.
+nothing that the others need. Descriptors of small bodies that come together travel together.
+
+    arena:  board | cells of metrics, a part for each process | slots, a part for each HTTP process
+
+On the board processes tell the others how they are. Whoever has a part writes it alone.
 """
 
+import ctypes
 import json
 import mmap
 import os
 import socket
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import chain
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-CELL_BYTES = 2048  # of the board: the first holds the phase, then one a worker
+ENTRY_BYTES = 2048  # of the board: the first entry holds the phase, then one a worker
+DOUBLE_BYTES = ctypes.sizeof(ctypes.c_double)
 LOADING, READY, DRAINING, FAILED = range(4)
 REQUEST = struct.Struct("<HQQIIdd")
 ANSWER = struct.Struct("<QHIfff")
+PREDICTION = struct.Struct("<If")
+# One message holds the descriptors of as many images, or of bodies that are as large together, and no worker gets
+# much more of what waits than the others.
+MESSAGE_IMAGES = 8
+MESSAGE_BODIES_BYTES = 32 * 1024
 # Below Linux's default net.core.wmem_max (212,992), which bounds a message.
 MESSAGE_BYTES = 128 * 1024
 MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
@@ -46,12 +58,11 @@ class Item(NamedTuple):
     deadline: float
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of one image: `predictions` [(class index, probability)] highest first, or an error's `code`."""
 
     uid: int
-    predictions: list[tuple[int, float]]
+    predictions: Sequence[tuple[int, float]]
     code: str = ""
     detail: str = ""
     queue: float = 0.0
@@ -63,9 +74,8 @@ class Answer:
         if self.code:
             payload = f"{self.code}\0{self.detail}".encode()
         else:
-            payload = b"".join(struct.pack("<If", *prediction) for prediction in self.predictions)
-        times = (self.queue, self.decode, self.inference)
-        return ANSWER.pack(self.uid, len(self.code), len(payload), *times) + payload
+            payload = pairs(len(self.predictions)).pack(*chain.from_iterable(self.predictions))
+        return ANSWER.pack(self.uid, len(self.code), len(payload), *self[4:]) + payload
 
     @classmethod
     def unpack_all(cls, message: bytes) -> Iterable["Answer"]:
@@ -79,19 +89,29 @@ class Answer:
                 code, _, detail = payload.decode().partition("\0")
                 yield cls(uid, [], code, detail, *times)
             else:
-                yield cls(uid, list(struct.iter_unpack("<If", payload)), "", "", *times)
+                yield cls(uid, list(PREDICTION.iter_unpack(payload)), "", "", *times)
+
+
+@cache
+def pairs(count: int) -> struct.Struct:
+    """So many predictions behind each other."""
+    return struct.Struct("<" + "If" * count)
 
 
 class Transport:
     """Arena, board and sockets; made in the main process, inherited by forks, sent to spawned workers."""
 
-    def __init__(self, processes: int, workers: int, capacity_bytes: int) -> None:
-        """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`."""
-        self.processes = processes
-        self.board_bytes = (1 + workers) * CELL_BYTES
+    def __init__(self, processes: int, workers: int, capacity_bytes: int, cells: int = 0) -> None:
+        """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`.
+
+        Every HTTP process and then every worker gets so many `cells` (float64).
+        """
+        self.processes, self.workers, self.counted = processes, workers, cells
+        self.board_bytes = (1 + workers) * ENTRY_BYTES
+        self.slots_start = self.board_bytes + (processes + workers) * cells * DOUBLE_BYTES
         self.share = capacity_bytes // processes
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.board_bytes + self.share * processes)
+        os.ftruncate(self.fd, self.slots_start + self.share * processes)
         self.arena = mmap.mmap(self.fd, 0)
 
     def connect(self) -> None:
@@ -103,26 +123,29 @@ class Transport:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[1]
         senders = [sender for sender, _ in self.answers]
-        return {"fd": DupFd(self.fd), "ends": (receiver, senders)}
+        plain = {name: value for name, value in vars(self).items() if name not in ("arena", "requests", "answers")}
+        return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the arena again in the worker."""
+        receiver, senders = state.pop("ends")
+        vars(self).update(state)
         self.fd = state["fd"].detach()
         self.arena = mmap.mmap(self.fd, 0)
-        receiver, senders = state["ends"]
+        self.view = memoryview(self.arena).toreadonly()
         self.requests = (None, receiver)  # type: ignore[assignment]
         self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
 
     # The worker's side
 
-    def receive(self) -> Item | None:
-        """Wait for the next image; None when no HTTP process is left to send any."""
-        message = self.requests[1].recv(REQUEST.size)
-        return Item._make(REQUEST.unpack(message)) if message else None
+    def receive(self) -> list[Item]:
+        """Wait for the next images, a few at most; none when no HTTP process is left to send any."""
+        message = self.requests[1].recv(MESSAGE_IMAGES * REQUEST.size)
+        return [Item._make(fields) for fields in REQUEST.iter_unpack(message)]
 
     def body(self, item: Item) -> memoryview:
         """The item's body where it lies; valid until it is answered."""
-        return memoryview(self.arena)[item.offset : item.offset + item.length]
+        return self.view[item.offset : item.offset + item.length]
 
     def answer(self, process: int, answers: Iterable[Answer]) -> None:
         """Send answers to one HTTP process, in as few messages as their size allows."""
@@ -136,7 +159,16 @@ class Transport:
         if message:
             sender.send(message)
 
-    # The board
+    # Metrics and the board
+
+    def cells(self, index: int) -> ctypes.Array[ctypes.c_double]:
+        """One process's cells: HTTP processes come first, then workers."""
+        start = self.board_bytes + index * self.counted * DOUBLE_BYTES
+        return (ctypes.c_double * self.counted).from_buffer(self.arena, start)
+
+    def all_cells(self) -> list[ctypes.Array[ctypes.c_double]]:
+        """The cells of every process."""
+        return [self.cells(index) for index in range(self.processes + self.workers)]
 
     @property
     def phase(self) -> int:
@@ -149,14 +181,14 @@ class Transport:
 
     def tell(self, worker: int, facts: dict[str, Any]) -> None:
         """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
-        text, at = json.dumps(facts).encode(), (1 + worker) * CELL_BYTES
-        assert len(text) <= CELL_BYTES - 4, "facts are a few short words"
+        text, at = json.dumps(facts).encode(), (1 + worker) * ENTRY_BYTES
+        assert len(text) <= ENTRY_BYTES - 4, "facts are a few short words"
         self.arena[at + 4 : at + 4 + len(text)] = text
         self.arena[at : at + 4] = len(text).to_bytes(4, "little")
 
     def told(self, worker: int) -> dict[str, Any] | None:
         """The facts of a ready worker, else None."""
-        at = (1 + worker) * CELL_BYTES
+        at = (1 + worker) * ENTRY_BYTES
         length = int.from_bytes(self.arena[at : at + 4], "little")
         facts: dict[str, Any] | None = json.loads(self.arena[at + 4 : at + 4 + length]) if length else None
         return facts
@@ -165,8 +197,10 @@ class Transport:
 
     def lost(self) -> None:
         """Tell the HTTP processes that what they wait for will not be answered."""
-        for process in range(self.processes):
-            self.answer(process, [Answer(LOST_UID, [], "not_ready", "The model worker was lost; try again.")])
+        told = Answer(LOST_UID, [], "not_ready", "The model worker was lost; try again.").pack()
+        for sender, _ in self.answers:
+            with suppress(OSError):  # one that does not listen must not keep the others waiting
+                sender.send(told, socket.MSG_DONTWAIT)
 
     def close_requests(self) -> None:
         """Give up the main process's sending end, so that workers end when the HTTP processes have."""

@@ -11,13 +11,16 @@ import litserve
 from litserve.loops.base import LitLoop
 
 from models.errors import ArtifactError, DeviceError
-from service import logs, metrics
+from service import logs
+from service.metrics import Metrics
 from service.settings import Settings
 from service.transport import Transport
 
 if TYPE_CHECKING:
     from models.engine import Engine
 
+# HTTP goes first where cores are short: it takes little, and what it lets in meanwhile makes the next batch larger.
+NICENESS = 5
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -43,22 +46,24 @@ class Worker(litserve.LitAPI):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logs.configure(self.settings.log_format)
+        os.nice(NICENESS)
+        # An idle OpenMP thread must not spin on a core that others can use; libgomp reads this when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
         from models import artifact, engine
 
         try:
             chosen = engine.choose(self.settings.device, device, self.settings.dtype)
             loaded = artifact.load(self.settings.model)
-            self.engine = engine.prepare(loaded, chosen, self.settings.dtype, self.settings.max_batch_size)
+            workers = self.settings.workers if chosen.type == "cpu" else 1
+            self.engine = engine.prepare(loaded, chosen, self.settings.dtype, self.settings.max_batch_size, workers)
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
 
     def ready(self, transport: Transport, worker_id: int) -> None:
-        """Show on the board and in the metrics what this worker serves."""
-        manifest = self.engine.artifact.manifest
+        """Show on the board what this worker serves."""
         device, dtype = str(self.engine.device), self.engine.dtype
-        metrics.MODEL_INFO.labels(manifest.name, manifest.version, manifest.digest, device, dtype).set(1)
         transport.tell(worker_id, {"device": device, "dtype": dtype, "optimisation_steps": self.engine.steps})
 
     def predict(self, x: Any, **_: Any) -> Any:
@@ -78,8 +83,11 @@ class BatchingLoop(LitLoop):
         """Serve until the last HTTP process has closed its end."""
         from service.batching import Pipeline
 
+        metrics = Metrics(lit_api.engine.artifact.manifest.classes)
+        metrics.cells = request_queue.cells(request_queue.processes + worker_id)
+        pipeline = Pipeline(lit_api.engine, request_queue, self.settings, metrics)
         lit_api.ready(request_queue, worker_id)
-        Pipeline(lit_api.engine, request_queue, self.settings).run()
+        pipeline.run()
 
 
 def end_with_parent(parent: int) -> None:

@@ -3,6 +3,7 @@
 import re
 
 from service.errors import BY_CODE
+from service.metrics import OTHER_ROUTE, ROUTES
 from tests.pictures import noise
 from tests.running import Service
 
@@ -20,6 +21,16 @@ def test_openapi_documents_every_route_and_every_code(service: Service) -> None:
     routes = {"/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json"}
     assert routes == document["paths"].keys()
     assert sorted(BY_CODE) == document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+
+
+def test_every_route_is_a_label_of_the_metrics(service: Service) -> None:
+    routes = service.get("/openapi.json").json()["paths"].keys()
+
+    assert {*routes, OTHER_ROUTE} == set(ROUTES)
+    for route in routes:
+        status = str(service.get(route).status_code)
+        assert service.sample("darkroom_requests_total", route=route, status=status) >= 1
+        assert service.sample("darkroom_request_duration_seconds_count", route=route) >= 1
 
 
 def test_every_status_of_an_error_of_predict_is_documented(service: Service) -> None:

@@ -1,6 +1,7 @@
 """Start, readiness, refusals at the door, draining: against real processes."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,6 +39,18 @@ def test_docs_and_info_can_be_switched_off_and_sizes_limited_by_variables(model:
         assert 413 == service.post(noise()).status_code
 
 
+@pytest.mark.parametrize("most", ["1", "3"])
+def test_however_small_its_batches_it_answers_all_that_come_together(model: Path, most: str) -> None:
+    with serving(model, "--max-batch-size", most, "--timeout-ms", "20000") as service:
+        files = [("file", ("photo", noise(seed))) for seed in range(32)]
+        several = requests.post(service.url + "/predict", files=files, timeout=60)
+        replies = service.post_together([noise(seed) for seed in range(128)], 64)
+
+        assert {200} == {several.status_code, *(reply.status_code for reply in replies)}
+        assert 0 == service.sample("darkroom_queue_depth")
+        assert 160 == service.sample("darkroom_images_total")
+
+
 def test_over_capacity_is_refused_at_once_with_retry_after(model: Path) -> None:
     with serving(model, "--capacity", "2", "--max-delay-ms", "1000", "--max-batch-size", "8") as service:
         replies = service.post_together([noise(seed) for seed in range(6)])
@@ -58,9 +71,12 @@ def test_bodies_beyond_the_capacity_in_bytes_are_refused_and_the_room_is_given_b
         assert [200] * 5 == [service.post(body).status_code for _ in range(5)]
 
 
-def test_an_idle_model_waits_for_a_fuller_batch_when_told_to(model: Path) -> None:
+def test_an_idle_model_waits_when_told_to_for_a_fuller_batch_of_images_of_any_size(model: Path) -> None:
+    sizes = [(1, 1), (1, 3000), (500, 20), (32, 32)] * 2
     with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "4") as service:
-        assert {200} == {reply.status_code for reply in service.post_together([noise(seed) for seed in range(8)], 8)}
+        replies = service.post_together([noise(seed, size) for seed, size in enumerate(sizes)], 8)
+
+        assert {200} == {reply.status_code for reply in replies}
         assert (8, 2) == (service.sample("darkroom_batch_size_sum"), service.sample("darkroom_batch_size_count"))
 
 
@@ -165,8 +181,7 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=env)
         started = Service(process, "", "", Path())
         try:
-            # Its first file tells that it handles signals.
-            while not os.listdir(folder) or len(found := started.children()) < children:
+            while not handles(process.pid, signal.SIGTERM) or len(found := started.children()) < children:
                 assert process.poll() is None
         finally:
             running.end(process)
@@ -175,6 +190,12 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
         assert gone(found)
         # LitServe's manager, killed while it starts, may leave its socket's folder.
         assert [] == [name for name in os.listdir(folder) if not name.startswith("pymp-")]
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal, as the kernel tells it."""
+    (mask,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_a_temporary_folder_too_deep_for_sockets_stops_the_start(model: Path, tmp_path: Path) -> None:
@@ -249,6 +270,7 @@ def test_several_processes_and_workers_count_every_request_once(model: Path) -> 
         replies = service.post_together([*bodies, b"junk"])
         answered = [predictions(reply)[0]["class"] for reply in replies[:-1]]
 
+        assert 61 == len({reply.headers["x-request-id"] for reply in replies})
         assert 60 == service.sample("darkroom_requests_total", route="/predict", status="200")
         assert 1 == service.sample("darkroom_requests_total", route="/predict", status="415")
         assert 61 == service.sample("darkroom_request_duration_seconds_count", route="/predict")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -250,13 +251,12 @@ def test_bad_images_never_touch_their_neighbours(service: Service) -> None:
     assert {415, 422} == {reply.status_code for reply in replies[1::2]}
 
 
-def test_images_of_any_size_share_a_batch(service: Service) -> None:
-    sizes = [(1, 1), (1, 3000), (500, 20), (32, 32), (640, 480)] * 4
-    before = service.sample("darkroom_batch_size_count")
-    replies = service.post_together([noise(index, size) for index, size in enumerate(sizes)])
+def test_images_of_any_size_are_answered_together_as_alone(service: Service) -> None:
+    sizes = [(1, 1), (1, 3000), (500, 20), (32, 32), (640, 480)]
+    bodies = [noise(index, size) for index, size in enumerate(sizes * 4)]
+    alone = [close({"predictions": predictions(service.post(body))}) for body in bodies]
 
-    assert {200} == {reply.status_code for reply in replies}
-    assert service.sample("darkroom_batch_size_count") - before < len(sizes)
+    assert alone == [close({"predictions": predictions(reply)}) for reply in service.post_together(bodies)]
 
 
 def test_no_refusal_shows_a_path_or_a_traceback(service: Service) -> None:
@@ -298,3 +298,23 @@ def test_a_connection_serves_on_after_refusals(service: Service) -> None:
     with requests.Session() as session:
         for body, status in ((noise(), 200), (b"junk", 415), (b"\0" * 300_000, 413), (noise(), 200)):
             assert status == session.post(f"{service.url}/predict", data=body, timeout=60).status_code
+
+
+def test_requests_that_follow_without_waiting_are_answered_in_order(service: Service) -> None:
+    bodies = [noise(1), b"junk", noise(2)]
+    requested = b""
+    for number, body in enumerate(bodies):
+        closing = b"Connection: close\r\n" if number == 2 else b""
+        head = b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: number-%d\r\n%bContent-Length: %d\r\n\r\n"
+        requested += head % (number, closing, len(body)) + body
+    answered = answered_raw(service, requested)
+
+    assert [b"200", b"415", b"200"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
+    assert [b"number-0", b"number-1", b"number-2"] == re.findall(rb"x-request-id: (\S+)\r\n", answered)
+
+
+def test_every_request_without_an_id_gets_one_of_its_own(service: Service) -> None:
+    ids = {reply.headers["x-request-id"] for reply in service.post_together([noise()] * 40)}
+
+    assert 40 == len(ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", made) for made in ids)

@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,29 @@ def test_a_port_in_use_stops_the_start_also_when_another_service_shares_ports(se
     port = service.url.rpartition(":")[2]
 
     assert f"--port {port}: Address already in use" in only_line(running.run("--model", str(model), "--port", port))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("del litserve.LitServer._init_manager", "litserve {version}: LitServer has no _init_manager; install"),
+        ("litserve.LitServer.lifespan = lambda self: None", "LitServer.lifespan takes (self), not (self app); install"),
+        ("sys.modules['litserve.loops.base'] = None", "litserve.loops.base"),
+        ("del HttpToolsProtocol.on_body, HttpToolsProtocol._start_asgi_task", "has no _start_asgi_task (and 1 more)"),
+    ],
+)
+def test_a_version_of_a_library_that_lacks_what_we_build_on_stops_the_start(
+    model: Path, change: str, said: str
+) -> None:
+    """The installed library is changed as another version might be."""
+    program = (
+        "import sys, litserve, service.__main__\n"
+        "from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol\n"
+        f"{change}\nsys.exit(service.__main__.main())"
+    )
+    command = [sys.executable, "-c", program, "--model", str(model), "--port", "0"]
+
+    line = only_line(subprocess.run(command, capture_output=True, text=True, check=False, timeout=60))
+
+    assert said.format(version=version("litserve")) in line
+    assert line.endswith("install the versions that requirements.lock names")
