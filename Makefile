@@ -1,6 +1,6 @@
 # One command for each job; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lock system
+.PHONY: help setup serve test bench lock system
 
 PORT ?= 8000
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -50,10 +50,15 @@ test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" ma
 	$(TEST_ENV) .venv/bin/pytest -m "not slow"
 	$(TEST_ENV) .venv/bin/pytest -m slow
 
+# accuracy needs the real data; the GPU has a suite of its own: python -m benchmarks gpu.
+bench: $(READY)  ## measure the service, 35 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
+	for suite in "compare $(if $(PEERS),--peers)" "pairs $(if $(PEERS),--peers)" stages batches growth $(if $(TEST_DATA),accuracy); do \
+		.venv/bin/python -m benchmarks $$suite || exit; done
+
 lock: $(READY)  ## write both lock files anew from pyproject.toml (LOCK_FLAGS=--upgrade takes newer releases)
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	printf 'torch\ntorchvision\n' | $(COMPILE) --excludes - --constraints requirements.lock \
 		--output-file requirements-base.lock pyproject.toml
 
-system:  ## install the Debian packages that tests use (as root)
-	dpkg --status curl > /dev/null 2>&1 || { apt-get update -q && apt-get install -q -y --no-install-recommends curl; }
+system:  ## install the Debian packages that tests and benchmarks use (as root)
+	dpkg --status curl wrk > /dev/null 2>&1 || { apt-get update -q && apt-get install -q -y --no-install-recommends curl wrk; }

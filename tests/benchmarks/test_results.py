@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from benchmarks import compare, plots, results
+from benchmarks.contenders import DARKROOM, STARLETTE
+from benchmarks.plan import Plan
+from benchmarks.results import Table, median_interval, number, spread
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0.0, "0.00"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")]
+)
+def test_numbers_are_told_to_three_digits(value: float, told: str) -> None:
+    assert told == number(value)
+
+
+def test_a_spread_is_the_median_with_minimum_and_maximum() -> None:
+    assert "2.00 (1.00-9.00)" == spread([9, 1, 2])
+    assert "2.00" == spread([2])
+    assert "-" == spread([])
+
+
+def test_the_interval_of_a_median_is_the_narrowest_of_order_statistics_with_95_percent() -> None:
+    # Of ten, the second smallest to the second largest: 1 - 2 (1 + 10) / 2^10.
+    assert pytest.approx((2, 9, 1 - 22 / 1024)) == median_interval([10, 1, 9, 2, 8, 3, 7, 4, 6, 5])
+    # Of five there is none; the whole range has 1 - 2 / 2^5.
+    assert pytest.approx((1, 5, 1 - 2 / 32)) == median_interval([1, 2, 3, 4, 5])
+
+
+def test_a_table_is_markdown_with_numbers_to_the_right() -> None:
+    told = Table("Title", ("", "a second"), [["darkroom", "5"]]).markdown()
+
+    assert told == "### Title\n\n|  | a second |\n| --- | ---: |\n| darkroom | 5 |"
+
+
+def test_rows_tables_picture_and_conditions_are_written_and_name_no_path(tmp_path: Path) -> None:
+    figure, (axes,) = plots.panels(1)
+    plots.bars(axes, {"ours": [1, 2, 3], "nothing": []}, [plots.OURS, plots.GREY], number)
+    rows = [{"server": "ours", "per_s": 2}]
+
+    results.write(tmp_path, "suite", Plan(tmp_path), rows, [Table("Title", ("", "b"), [["x", "1"]])], figure)
+
+    document = json.loads((tmp_path / "suite.json").read_text())
+    assert rows == document["rows"]
+    assert {"cpu", "cores", "kernel", "python", "torch", "litserve", "wrk", "commit", "date"} <= set(
+        document["conditions"]
+    )
+    markdown = (tmp_path / "suite.md").read_text()
+    assert "| x | 1 |" in markdown
+    assert "![suite](suite.svg)" in markdown
+    assert (tmp_path / "suite.svg").read_text().startswith("<?xml")
+    assert [] == [path for path in tmp_path.iterdir() if str(tmp_path) in path.read_text()]
+
+
+def test_the_same_rows_give_the_same_picture(tmp_path: Path) -> None:
+    def picture() -> Figure:
+        figure, (axes,) = plots.panels(1)
+        plots.line(axes, {1: [1, 2], 2: [3]}, "ours", plots.OURS)
+        return figure
+
+    for name in ("one", "two"):
+        results.write(tmp_path / name, "suite", Plan(tmp_path), [], [], picture())
+
+    assert (tmp_path / "one" / "suite.svg").read_bytes() == (tmp_path / "two" / "suite.svg").read_bytes()
+
+
+def test_the_ideal_is_cores_over_the_cpu_seconds_of_all_that_must_be_done() -> None:
+    about = {"workload": "A", "round": 0}
+    rows = [
+        about | {"bound": "decode", "cpu_s": 0.001, "cores": 2},
+        about | {"bound": "forward", "cpu_s": 0.002, "cores": 2},
+        about | {"bound": "decode+forward", "cpu_s": 0.1, "cores": 2},
+        about | {"server": STARLETTE.name, "connections": 64, "server_cpu_s": 0.0005, "load_cpu_s": 0.0005},
+        about | {"server": DARKROOM.name, "connections": 64, "per_s": 400.0},
+    ]
+
+    (found,) = compare.ideals(rows, "A")
+
+    assert pytest.approx((500, 0.8)) == found
+
+
+def test_there_is_always_a_first_round_and_no_other_that_would_pass_the_minutes() -> None:
+    assert [0] == list(Plan(Path(), rounds=3, minutes=1e-9).numbers())
+    assert [0, 1, 2] == list(Plan(Path(), rounds=3).numbers())

@@ -1,0 +1,75 @@
+"""Every suite for real, in little: real servers, real load, and what is written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.command_line import SUITES
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wrk")]
+
+
+def measured(suite: str, folder: Path, models: Path, *flags: str) -> list[dict[str, Any]]:
+    """The rows of a quick run, which wrote its three files."""
+    assert 0 == main([suite, "--quick", "--out", str(folder), "--models", str(models), *flags])
+    assert {f"{suite}.json", f"{suite}.md", f"{suite}.svg"} == {path.name for path in folder.iterdir()}
+    assert "| ---: |" in (folder / f"{suite}.md").read_text()
+    rows: list[dict[str, Any]] = json.loads((folder / f"{suite}.json").read_text())["rows"]
+    assert 0 == sum(row.get("errors", 0) for row in rows)
+    return rows
+
+
+def test_compare(tmp_path: Path, models: Path) -> None:
+    rows = measured("compare", tmp_path, models)
+
+    assert {"darkroom", "starlette (reads the body)"} == {row["server"] for row in rows if "server" in row}
+    assert ["decode", "forward", "decode+forward"] == [row["bound"] for row in rows if "bound" in row]
+    assert all(row["per_s"] > 0 for row in rows if "per_s" in row)
+
+
+def test_pairs(tmp_path: Path, models: Path) -> None:
+    rows = measured("pairs", tmp_path, models, "--workload", "A")
+
+    assert ["darkroom", "decode+forward"] == [row["what"] for row in rows]
+
+
+def test_stages(tmp_path: Path, models: Path) -> None:
+    rows = measured("stages", tmp_path, models)
+
+    assert [1, 16, 64] == [row["connections"] for row in rows]
+    # What the stages take together is no more than the client waits, but for the images of requests still under way.
+    assert all(0 < sum(row["stages_ms"].values()) < 1.5 * row["mean_ms"] for row in rows)
+
+
+def test_batches(tmp_path: Path, models: Path) -> None:
+    peak, *rows = measured("batches", tmp_path, models)
+
+    assert peak["peak_per_s"] > 0
+    assert [0.5, 0.8] == [row["share"] for row in rows]
+    assert all(row["batch"] >= 1 and not row["wrong"] for row in rows)
+
+
+def test_growth(tmp_path: Path, models: Path) -> None:
+    rows = measured("growth", tmp_path, models)
+
+    assert [1024, 128 * 128] == [row["pixels"] for row in rows if "pixels" in row]
+
+
+def test_gpu_on_a_cpu(tmp_path: Path, models: Path) -> None:
+    rows = measured("gpu", tmp_path, models, "--device", "cpu", "--workload", "A")
+
+    assert ["decode", "forward"] == [row["bound"] for row in rows if "bound" in row]
+
+
+def test_accuracy(tmp_path: Path, models: Path, test_data: Path) -> None:
+    rows = measured("accuracy", tmp_path, models, "--data", str(test_data))
+
+    assert 8 == len(rows)
+    assert {"fp32", "bf16", "label"} <= rows[0].keys()
+
+
+def test_every_suite_is_run_here() -> None:
+    assert [] == [suite for suite in SUITES if not any(name.startswith(f"test_{suite}") for name in globals())]
