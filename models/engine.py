@@ -2,7 +2,8 @@
 
 A step stays only if it pays and the goldens still agree.
 
-    CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores
+    CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores, and
+           batches grow no further than pays
     CUDA   channels_last -> freeze -> cuda_graphs; passes under way have streams of their own (`models.lanes`)
 
 Never saved: an optimised TorchScript module does not load again. With `models/artifact.py` the only place that names
@@ -13,6 +14,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -35,9 +37,12 @@ LOW_PRECISION_TOLERANCE = 0.1
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_PASSES = 4  # more would divide the batches further, and Python between the passes is one core's work
 TYPICAL_BATCH = 8  # what is timed beside a single image
-TRIAL_SECONDS = 0.3  # for timing one step, and at least TRIAL_ROUNDS
+TRIAL_SECONDS = 0.15  # for timing one step, and at least TRIAL_ROUNDS
 TRIAL_ROUNDS = 2
 PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
+LARGER_PAYS = 1.03  # a larger batch must give this many times the images a second
+LONGEST_PASS_S = 0.25
+LEAST_LIMIT = 4  # so few do not wait long for each other, and timing tells no smaller numbers apart
 MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many times as long: others need cores too
 # glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
 # pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
@@ -49,7 +54,7 @@ class Sharing:
     """Divides the cores among the forward passes under way; a pass takes no more threads than pay for its size."""
 
     def __init__(self, available: int) -> None:
-        """`useful` maps a batch size to the most threads that pay for it and for larger ones; found by `tune`."""
+        """`useful` maps a batch size to the most threads that pay for it and for larger ones; see `share_cores`."""
         self.available = available
         self.useful = {1: available}
         self.active = 0
@@ -72,12 +77,16 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Engine:
-    """An artifact ready to predict. `steps` maps each optimisation step to "taken" or why it was dropped."""
+    """An artifact ready to predict. `steps` maps each optimisation step to "taken" or why it was dropped.
+
+    A pass takes up to `max_batch_size` images; more than `batch_size` at once make none of them faster.
+    """
 
     artifact: Artifact
     device: torch.device
     dtype: str
     max_batch_size: int
+    batch_size: int
     module: Module
     sharing: Sharing
     lanes: Lanes | None = None
@@ -155,7 +164,7 @@ def prepare(
         parameter.requires_grad_(False)
     module = artifact.module.to(device).to(DTYPES[dtype])
     sharing = Sharing(max(1, cores.available() // workers))
-    engine = Engine(artifact, device, dtype, max_batch_size, module, sharing)
+    engine = Engine(artifact, device, dtype, max_batch_size, max_batch_size, module, sharing)
     try:
         check_pixels(engine)
         difference = golden_difference(engine)
@@ -166,7 +175,8 @@ def prepare(
     for name, step in (CUDA_STEPS if device.type == "cuda" else CPU_STEPS).items():
         engine = take(engine, name, step)
     if device.type == "cpu":
-        tune(engine)
+        share_cores(engine)
+        engine = limit_batches(engine)
     warm(engine)
     return engine
 
@@ -247,12 +257,15 @@ def take(engine: Engine, name: str, step: Step) -> Engine:
 
 
 def time_share(before: Engine, after: Engine) -> float:
-    """The time of `after` as a share of that of `before`: the geometric mean over one image and a typical batch."""
+    """The time of `after` as a share of that of `before`, with all passes under way: one image or a typical batch each.
+
+    The geometric mean of the two.
+    """
     share = 1.0
-    for n in sorted({1, min(TYPICAL_BATCH, before.max_batch_size)}):
-        rows = sample(before, n)
-        was, now = race(partial(before.predict, rows), partial(after.predict, rows))
-        share *= now / was
+    with ThreadPoolExecutor(before.passes) as pool:
+        for n in sorted({1, min(TYPICAL_BATCH, before.max_batch_size)}):
+            was, now = race(partial(at_once, pool, before, n), partial(at_once, pool, after, n))
+            share *= now / was
     return float(share**0.5)
 
 
@@ -271,7 +284,7 @@ def race(*runners: Callable[[], object]) -> list[float]:
     return best
 
 
-def tune(engine: Engine) -> None:
+def share_cores(engine: Engine) -> None:
     """Find how many threads pay for one image and for a typical batch; of a few more little is gained."""
     sharing = engine.sharing
     choices = [1 << power for power in range(sharing.available.bit_length())]
@@ -281,6 +294,28 @@ def tune(engine: Engine) -> None:
         enough = MORE_THREADS * min(seconds)
         sharing.useful[n] = next(t for t, time in zip(choices, seconds, strict=True) if time <= enough)
     engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
+
+
+def limit_batches(engine: Engine) -> Engine:
+    """Find the batch size from which on images only wait for each other, with all passes under way.
+
+    Sizes whose pass takes longer than `LONGEST_PASS_S` are not tried: whoever comes meanwhile waits for it.
+    """
+    rates: dict[int, float] = {}
+    with ThreadPoolExecutor(engine.passes) as pool:
+        for n in [n for n in buckets(engine.max_batch_size) if n >= LEAST_LIMIT] or [engine.max_batch_size]:
+            (seconds,) = race(partial(at_once, pool, engine, n))
+            if rates and seconds > LONGEST_PASS_S:
+                break
+            rates[n] = n / seconds
+    size = next(n for n, rate in rates.items() if rate * LARGER_PAYS >= max(rates.values()))
+    told = f"{size}; more at once make none faster" if size < engine.max_batch_size else str(size)
+    return replace(engine, batch_size=size, steps={**engine.steps, "batch_size": told})
+
+
+def at_once(pool: Executor, engine: Engine, n: int) -> list[Tensor]:
+    """As many passes of `n` images as there may be."""
+    return list(pool.map(engine.predict, [sample(engine, n)] * engine.passes))
 
 
 def on_threads(threads: int, engine: Engine, rows: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 
 All threads are alike, so an image that meets an idle model is decoded, predicted and answered by one thread, without a
 handover; under load some threads decode while others wait for their pass. An idle model takes whatever is decoded, at
-once, up to `max_batch_size`; `max_delay_ms` lets it wait that long from the first arrival for a fuller batch, never
-past the earliest deadline.
+once, up to the batch size that pays; `max_delay_ms` lets it wait that long from the first arrival for a full batch of
+`max_batch_size`, never past the earliest deadline.
 """
 
 import os
@@ -58,7 +58,9 @@ class Pipeline:
         self.engine, self.transport, self.metrics = engine, transport, metrics
         self.classes = engine.artifact.manifest.classes
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
-        self.max_batch_size, self.max_delay = settings.max_batch_size, settings.max_delay_ms / 1000
+        self.max_delay = settings.max_delay_ms / 1000
+        # Who waits for fuller batches wants them; otherwise they grow while that pays.
+        self.batch_size = settings.max_batch_size if self.max_delay else engine.batch_size
         self.passes = threading.Semaphore(engine.passes)
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
@@ -134,7 +136,7 @@ class Pipeline:
         batch: list[Decoded] = []
         until = 0.0
         with suppress(Empty):
-            while len(batch) < self.max_batch_size:
+            while len(batch) < self.batch_size:
                 left = until - monotonic()
                 image = self.decoded.get(left > 0, max(0.0, left))
                 if monotonic() >= image.item.deadline:

@@ -60,7 +60,9 @@ class Settings(BaseSettings):
     dtype: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="number format of the network")
     workers: int = Field(1, ge=1, le=64, description="model workers on each device")
     http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")
-    max_batch_size: int = Field(32, ge=1, le=1024, description="most images in one forward pass")
+    max_batch_size: int = Field(
+        32, ge=1, le=1024, description="most images in one forward pass; on a CPU fewer, if more do not pay"
+    )
     max_delay_ms: float = Field(0, ge=0, le=1000, description="how long an idle model waits for a fuller batch")
     capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered")
     capacity_bytes: int = Field(

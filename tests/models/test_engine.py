@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def plain(saved: Path) -> Engine:
     loaded = artifact.load(saved)
     for weight in loaded.module.parameters():
         weight.requires_grad_(False)
-    return Engine(loaded, CPU, "fp32", 6, loaded.module, Sharing(1))
+    return Engine(loaded, CPU, "fp32", 6, 6, loaded.module, Sharing(1))
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_passes_on_several_threads_at_once_give_each_its_own_answers(prepared: E
 
 
 def test_each_step_on_the_cpu_is_taken_or_said_why_not(prepared: Engine) -> None:
-    assert [*CPU_STEPS, "threads"] == list(prepared.steps)
+    assert {*CPU_STEPS, "threads", "batch_size"} == set(prepared.steps)
     assert all(prepared.steps[name].startswith(("taken", "dropped: takes ")) for name in CPU_STEPS)
     assert "from batch size 1" in prepared.steps["threads"]
 
@@ -212,6 +213,28 @@ def test_passes_at_once_are_bounded_by_the_cores(prepared: Engine) -> None:
     assert [1, 2, 3, engine.CPU_PASSES] == bounds
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "pays"),
+    [
+        (lambda n: 20, 6),
+        (lambda n: 10 * n, 4),
+    ],
+    ids=["a pass takes as long for any number of images", "each image takes its time"],
+)
+def test_batches_grow_only_while_that_pays(plain: Engine, milliseconds: Callable[[int], int], pays: int) -> None:
+    def laborious(pixels: Tensor) -> Tensor:
+        end = perf_counter() + milliseconds(len(pixels)) / 1000
+        while perf_counter() < end:
+            pass
+        return torch.zeros((len(pixels), 10))
+
+    limited = engine.limit_batches(replace(plain, module=laborious))
+
+    assert pays == limited.batch_size
+    assert limited.steps["batch_size"].startswith(str(pays))
+    assert plain.max_batch_size == limited.max_batch_size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_lower_precision_answers_the_goldens_within_its_tolerance(saved: Path, dtype: str) -> None:
@@ -276,7 +299,7 @@ def test_a_picture_of_the_models_size_is_cropped_where_the_model_crops(tmp_path:
     cropping = Classifier(SimpleCNN(10), input_size=32, crop=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     artifacts.save(tmp_path / "model.pt", model=artifacts.sure(cropping))
     loaded = artifact.load(tmp_path / "model.pt")
-    cropped = Engine(loaded, CPU, "fp32", 1, loaded.module, Sharing(1))
+    cropped = Engine(loaded, CPU, "fp32", 1, 1, loaded.module, Sharing(1))
     out = cropped.rows(1)[0]
     cropped.decode(noise(1, (32, 32)), ("PNG",), 1 << 20, out)
 
