@@ -28,7 +28,7 @@ from service.journal import Journal
 from service.logs import logger
 from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
-from service.transport import DRAINING, READY, Answer
+from service.transport import DRAINING, FAILED, READY, Answer
 
 ROUTE = "/predict"
 DEFAULT_TOP_K = 5
@@ -75,6 +75,7 @@ class Call:
         self.headers = dict(headers)
         self.header_bytes = sum([len(name) + len(value) for name, value in headers])
         self.pending: Pending | None = None
+        self.deadline = self.started + predict.settings.timeout_ms / 1000
         self.request_id = predict.journal.request_id(self.headers.get(b"x-request-id", b""))
         predict.metrics.add(REQUESTS_IN_FLIGHT)
 
@@ -119,8 +120,8 @@ class Call:
             refuse_encoded(self.headers[b"content-encoding"].decode("latin-1"))
         self.top_k = top_k_of(self.query, len(self.predict.classes))
         timeout = self.headers.get(b"x-timeout-ms")
-        seconds = self.predict.settings.timeout_ms / 1000 if timeout is None else timeout_of(timeout.decode("latin-1"))
-        self.deadline = self.started + seconds
+        if timeout is not None:
+            self.deadline = self.started + timeout_of(timeout.decode("latin-1"))
         announced = self.headers.get(b"content-length", b"")
         if announced.isdigit():
             self.refuse_large(int(announced))
@@ -135,13 +136,16 @@ class Call:
         """Send the images on their way."""
         if not body and b"upgrade" in self.headers:
             raise Framing("An Upgrade is not supported, and it hid the body; send plain HTTP/1.1.")
+        channel = self.predict.channel()
+        if channel.transport.phase == FAILED:  # since its head came
+            refuse_unready(FAILED)
         kind = self.headers.get(b"content-type", b"").decode("latin-1")
         self.found = images(body, kind, self.predict.settings.max_images)
         self.received = monotonic() - self.started
         self.predict.metrics.observe(STAGE_SECONDS, self.received, "receive")
         bodies = [image for image in self.found.bodies if isinstance(image, bytes)]
         if bodies:
-            self.pending = self.predict.channel().submit(bodies, self.top_k, self.deadline, self.answered, self.refuse)
+            self.pending = channel.submit(bodies, self.top_k, self.deadline, self.answered, self.refuse)
         else:
             self.succeed([])
 

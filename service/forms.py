@@ -65,7 +65,8 @@ def item(body: bytes) -> bytes | Rejected:
 def collected(bodies: list[bytes | Rejected], several: bool) -> Images:
     """The images of a request; where it has one, that one's error is the request's."""
     if not several and isinstance(bodies[0], Rejected):
-        raise bodies[0]
+        # Another one: raised itself, its traceback would hold the frame that holds it, with the whole body.
+        raise type(bodies[0])(str(bodies[0]))
     return Images(bodies, several)
 
 

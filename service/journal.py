@@ -45,7 +45,7 @@ class Journal:
         else:
             logger.info("answered", extra=told)
 
-    def unreadable(self, code: str, request_id: str) -> None:
+    def unreadable(self, status: int, code: str, request_id: str) -> None:
         """Bytes that are no request were refused."""
-        self.metrics.add(REQUESTS, OTHER_ROUTE, "400")
+        self.metrics.add(REQUESTS, OTHER_ROUTE, str(status))
         logger.warning("not answered", extra={"request_id": request_id, "route": OTHER_ROUTE, "code": code})

@@ -29,6 +29,8 @@ METHODS: dict[type[Any], dict[str, str]] = {
     MessageTransport: {"send": "self item consumer_id", "areceive": "self timeout consumer_id"},
     HttpToolsProtocol: {
         "_start_asgi_task": "self cycle app",
+        "data_received": "self data",
+        "on_headers_complete": "self",
         "on_body": "self body",
         "on_message_complete": "self",
         "on_response_complete": "self",
@@ -40,8 +42,8 @@ METHODS: dict[type[Any], dict[str, str]] = {
 ATTRIBUTES: dict[type[Any], str] = {
     litserve.LitServer: "litapi_request_queues inference_workers devices _transport _monitor_workers "
     "uvicorn_graceful_timeout response_queue_id",
-    HttpToolsProtocol: "app cycle flow pipeline server_state transport",
-    RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue",
+    HttpToolsProtocol: "app cycle flow parser pipeline server_state transport",
+    RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue on_response",
     FlowControl: "write_paused",
 }
 

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -282,12 +283,84 @@ def test_what_is_no_http_is_a_problem_too(service: Service) -> None:
         assert "framing" == json.loads(reply.partition(b"\r\n\r\n")[2])["code"]
 
 
-def answered_raw(service: Service, request: bytes) -> bytes:
-    """All that comes back for these bytes until the server closes."""
+def answered_raw(service: Service, *requests: bytes) -> bytes:
+    """All that comes back for these bytes until the server closes; more is sent once something has come back."""
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(request)
-        return b"".join(iter(lambda: client.recv(4096), b""))
+        client.sendall(requests[0])
+        answered = b""
+        for request in requests[1:]:
+            answered += client.recv(4096)
+            client.sendall(request)
+        with suppress(ConnectionResetError):  # what was not read any more
+            while received := client.recv(4096):
+                answered += received
+        return answered
+
+
+def test_bytes_that_are_no_http_after_a_request_do_not_take_its_answers_place(service: Service) -> None:
+    body = noise()
+    answered = answered_raw(
+        service, b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bjunk \x00" % (len(body), body)
+    )
+
+    assert [b"200"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
+    assert b"connection: close" in answered
+
+
+def test_a_body_that_breaks_off_its_form_is_answered_and_counted_once(service: Service) -> None:
+    before = [service.sample("darkroom_requests_total", route=route, status="400") for route in ("/predict", "other")]
+    left = service.sample("darkroom_client_disconnects_total")
+    answered = answered_raw(
+        service, b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\nxyz\r\n"
+    )
+
+    assert [b"400"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
+    after = [service.sample("darkroom_requests_total", route=route, status="400") for route in ("/predict", "other")]
+    assert [before[0] + 1, before[1]] == after
+    assert left == service.sample("darkroom_client_disconnects_total")
+
+
+def test_a_body_that_an_upgrade_hides_is_never_taken_for_a_request(service: Service) -> None:
+    hidden = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+
+    assert [b"400"] == re.findall(rb"HTTP/1.1 (\d+) ", answered_raw(service, head, hidden))
+
+
+def test_a_client_that_holds_its_body_back_and_is_refused_is_told_that_the_connection_ends(service: Service) -> None:
+    head = b"POST /predict?top_k=x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 300\r\n\r\n"
+    answered = answered_raw(service, head)
+
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answered
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"])
+def test_a_head_or_trailer_that_does_not_end_is_refused(service: Service, start: bytes) -> None:
+    start = start or b"GET / HTTP/1.1\r\n"
+    answered = answered_raw(service, start + b"X: " + b"x" * 400_000)
+
+    assert answered.startswith(b"HTTP/1.1 431 ")
+    assert b'"code": "headers"' in answered
+
+
+def test_a_body_that_stalls_is_refused_at_the_deadline(service: Service) -> None:
+    head = b"POST /predict HTTP/1.1\r\nX-Timeout-Ms: 50\r\nContent-Length: 300\r\n\r\nabc"
+    answered = answered_raw(service, head)
+
+    assert answered.startswith(b"HTTP/1.1 504 ")
+    assert b'"code": "deadline"' in answered
+
+
+def test_many_requests_at_once_on_one_connection_are_all_answered(service: Service) -> None:
+    body = noise()
+    first = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    empty = b"POST /predict HTTP/1.1\r\nContent-Length: 0\r\n\r\n" * 3_000
+    last = b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n"
+    statuses = re.findall(rb"HTTP/1.1 (\d+) ", answered_raw(service, first + empty + last))
+
+    assert [b"200", *[b"400"] * 3_000, b"200"] == statuses
 
 
 def test_an_upgrade_that_hides_the_body_is_named(service: Service) -> None:

@@ -29,8 +29,8 @@ def test_info_shows_manifest_device_steps_and_limits(service: Service) -> None:
     assert {"manifest", "device", "dtype", "optimisation_steps", "limits", "version"} == info.keys()
     assert list(artifacts.CLASSES) == info["manifest"]["classes"]
     steps = info["optimisation_steps"]
-    assert ["allocator", "channels_last", "freeze", "optimize_for_inference", "threads"] == list(steps)
-    assert all(told == "taken" or told.startswith("dropped: takes ") for told in list(steps.values())[:-1])
+    assert ["allocator", "channels_last", "freeze", "optimize_for_inference", "threads", "batch_size"] == list(steps)
+    assert all(told == "taken" or told.startswith("dropped: takes ") for told in list(steps.values())[:4])
     assert "from batch size 1" in steps["threads"]
     assert 200_000 == info["limits"]["max_body_bytes"]
 
