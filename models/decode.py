@@ -110,7 +110,7 @@ def has_metadata(body: bytes | memoryview) -> bool:
         length += 2  # a length counts itself, not the marker
         if marker == APP1:
             return True
-        if marker < 0xFF00:
+        if not 0xFF00 < marker < 0xFFFF:  # fill bytes before a marker are allowed, and left to Pillow
             raise ValueError("no marker where one must be")
     return False
 

@@ -103,6 +103,14 @@ def test_exif_turns_the_picture_upright(picture: Pixels, orientation: int, file_
     np.testing.assert_array_equal(picture, decoded(encoded(stored, file_format, exif=exif.tobytes(), **options)))
 
 
+def test_fill_bytes_before_a_marker_hide_no_orientation(picture: Pixels) -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    body = encoded(Image.fromarray(picture), "JPEG", exif=exif)
+
+    np.testing.assert_array_equal(decoded(body), decoded(body[:2] + b"\xff" + body[2:]))
+
+
 def test_a_damaged_exif_block_is_no_orientation(picture: Pixels) -> None:
     body = encoded(Image.fromarray(picture), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
 
