@@ -62,6 +62,7 @@ class Pipeline:
         # Who waits for fuller batches wants them; otherwise they grow while that pays.
         self.batch_size = settings.max_batch_size if self.max_delay else engine.batch_size
         self.passes = threading.Semaphore(engine.passes)
+        self.forming = threading.Lock()  # held for one batch: passes that wait side by side would share what comes
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
         self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
@@ -135,7 +136,7 @@ class Pipeline:
         """
         batch: list[Decoded] = []
         until = 0.0
-        with suppress(Empty):
+        with self.forming, suppress(Empty):
             while len(batch) < self.batch_size:
                 left = until - monotonic()
                 image = self.decoded.get(left > 0, max(0.0, left))
