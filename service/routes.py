@@ -15,22 +15,17 @@ from models.manifest import Manifest
 from service import __version__, openapi
 from service.endpoint import ROUTE, refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
+from service.keys import Keys
 from service.metrics import Metrics, Scrape
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
 
 
-def build(manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics) -> list[Route]:
+def build(manifest: Manifest, settings: Settings, keys: Keys, transport: Transport, scraping: Scrape) -> list[Route]:
     """The routes of an HTTP process."""
-
-    def models() -> Iterator[tuple[str, ...]]:
-        for worker in range(transport.workers):
-            if facts := transport.told(worker):
-                yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
-
-    scraping = Scrape(metrics, transport.all_cells(), models)
 
     def health(_: Request) -> Response:
         facts = ready(transport)
@@ -46,8 +41,9 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, metrics:
             raise NotReady("The service has given up and is about to end.")
         return Response()
 
-    def info(_: Request) -> Response:
-        limits = settings.model_dump(mode="json", exclude={"model", "host", "port"})
+    def info(request: Request) -> Response:
+        keys.check(dict(request.scope["headers"]))
+        limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
         facts = transport.told(0) or {}
         return JSONResponse(
             {"manifest": manifest.model_dump(mode="json"), **facts, "limits": limits, "version": __version__}
@@ -56,13 +52,14 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, metrics:
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
-    document = openapi.document(manifest, settings, __version__)
+    document = openapi.document(manifest, settings, __version__, keyed=bool(keys))
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,
         "/livez": livez,
-        "/metrics": scrape,
     }
+    if settings.metrics_port is None:
+        answers["/metrics"] = scrape
     if settings.info:
         answers["/info"] = info
     if settings.docs:
@@ -72,6 +69,17 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, metrics:
         Route(ROUTE, answered_before, methods=["POST"]),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
     ]
+
+
+def scrape_of(manifest: Manifest, transport: Transport, metrics: Metrics) -> Scrape:
+    """What `/metrics` shows."""
+
+    def models() -> Iterator[tuple[str, ...]]:
+        for worker in range(transport.workers):
+            if facts := transport.told(worker):
+                yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
+
+    return Scrape(metrics, transport.all_cells(), models)
 
 
 def answered_before(_: Request) -> Response:

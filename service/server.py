@@ -27,6 +27,7 @@ from typing import Any
 
 import litserve
 from litserve.transport.base import MessageTransport
+from prometheus_client import start_http_server
 
 from models.manifest import Manifest
 from service import logs, routes
@@ -34,9 +35,10 @@ from service.boundary import Boundary
 from service.channel import Channel
 from service.endpoint import LONGEST_TIMEOUT_MS, Predict
 from service.journal import Journal
+from service.keys import Keys
 from service.logs import logger
 from service.metrics import Metrics
-from service.protocol import Protocol
+from service.protocol import Protocol, connections_each
 from service.settings import Settings
 from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
 from service.worker import Worker, end_with_parent
@@ -82,7 +84,7 @@ class Idle(MessageTransport):
 class Server(litserve.LitServer):
     """LitServe with our transport, sockets and watch over the processes."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, holder: socket.socket) -> None:
+    def __init__(self, settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socket) -> None:
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
         super().__init__(
@@ -93,6 +95,8 @@ class Server(litserve.LitServer):
             timeout=False,
         )
         self.settings, self.holder = settings, holder
+        if settings.metrics_port is not None:
+            self.metrics_holder = hold_port(settings.host, settings.metrics_port, "--metrics-port")
         if len(manifest.classes) > MAX_CLASSES:
             raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
         workers = len(self.devices) * settings.workers
@@ -105,8 +109,9 @@ class Server(litserve.LitServer):
         self._monitor_workers = False  # `watch` replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         self.journal = Journal(self.metrics, settings.access_log)
-        self.predict = Predict(manifest, settings, self.journal, self.open_channel)
-        table = routes.build(manifest, settings, self.transport, self.metrics)
+        self.predict = Predict(manifest, settings, keys, self.journal, self.open_channel)
+        self.scrape = routes.scrape_of(manifest, self.transport, self.metrics)
+        table = routes.build(manifest, settings, keys, self.transport, self.scrape)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
@@ -145,6 +150,9 @@ class Server(litserve.LitServer):
         kwargs.pop("fd")
         processes: dict[int, Any] = super()._start_server(port, num, log_level, self.sockets, kind, **kwargs)
         everyone = [*processes.values(), *self.inference_workers]
+        if self.settings.metrics_port is not None:
+            # Threads, so not before the forks; a socket that only holds the port is not in their way.
+            start_http_server(self.settings.metrics_port, self.settings.host, self.scrape.registry())
         threading.Thread(target=self.watch, args=(everyone,), name="watch", daemon=True).start()
         self.announce()
         return processes
@@ -217,7 +225,7 @@ def listener(address: tuple[Any, ...], family: int, reuse_port: bool = True) -> 
     return bound
 
 
-def hold_port(host: str, port: int) -> socket.socket:
+def hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
     """Bind, without listening: while the model loads, clients are refused instead of left waiting.
 
     Raises:
@@ -230,7 +238,7 @@ def hold_port(host: str, port: int) -> socket.socket:
         return listener(address, family)
     except OSError as error:
         raise StartError(
-            f"--host {host} --port {port}: {error.strerror or error}; choose another with --port"
+            f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {flag}"
         ) from None
 
 
@@ -257,7 +265,7 @@ def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) 
     )
 
 
-def run(settings: Settings, manifest: Manifest) -> int:
+def run(settings: Settings, manifest: Manifest, keys: Keys) -> int:
     """Serve until a signal; the process's exit code.
 
     Raises:
@@ -265,7 +273,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
     """
     started = monotonic()
     logs.configure(settings.log_format)
-    server = Server(settings, manifest, hold_port(settings.host, settings.port))
+    server = Server(settings, manifest, keys, hold_port(settings.host, settings.port))
     main = os.getpid()
     # Also for LitServe's manager, which nothing else would end if this process were killed.
     os.register_at_fork(after_in_child=partial(end_with_parent, main))
@@ -291,7 +299,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
-            http=partial(Protocol, app=server.boundary, predict=server.predict),
+            http=partial(Protocol, app=server.boundary, predict=server.predict, most=connections_each(settings)),
             proxy_headers=False,
             log_config=None,
             access_log=False,
