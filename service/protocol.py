@@ -177,8 +177,11 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def on_headers_complete(self) -> None:
-        """A head is complete."""
+        """A head is complete; what the parser is told here to refuse, it refuses as it does malformed bytes."""
         self.unused = 0
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and codings != [b"chunked"]:
+            raise ValueError("another server may read another body")
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -195,6 +198,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """A request's head is there and the request before it is answered."""
+        if self.transport.is_closing():
+            return  # by the answer to that
         if self.pipeline:
             self.flow.pause_reading()  # more come only once these are answered
         if self.crowded or (cycle is self.cycle and self.parser.should_upgrade()):
