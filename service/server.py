@@ -151,7 +151,7 @@ class Server(litserve.LitServer):
         processes: dict[int, Any] = super()._start_server(port, num, log_level, self.sockets, kind, **kwargs)
         everyone = [*processes.values(), *self.inference_workers]
         if self.settings.metrics_port is not None:
-            # Threads, so not before the forks; a socket that only holds the port is not in their way.
+            # Threads, so not before the forks. A socket that only holds the port is not in the way.
             start_http_server(self.settings.metrics_port, self.settings.host, self.scrape.registry())
         threading.Thread(target=self.watch, args=(everyone,), name="watch", daemon=True).start()
         self.announce()
