@@ -308,6 +308,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.guard is not None:
             self.guard.cancel()
+        self.guard = self.begun = None
         call, self.call, self.answering, self.held = self.call, None, None, None
         self.cycle = None  # type: ignore[assignment]  # as before the first request
         self.pipeline.clear()
