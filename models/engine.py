@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -113,14 +113,22 @@ class Engine:
         Raises:
             ImageError: the subclass says why.
         """
+        with ExitStack() as turn:
+            self.fill(body, formats, max_pixels, out, turn)
+
+    def fill(
+        self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor, turn: ExitStack
+    ) -> None:
+        """See `decode`; large pictures take turns until the stack `turn` is closed."""
         manifest = self.artifact.manifest
         size, crop = manifest.input_size, manifest.crop
-        image = decode_rgb(body, size, crop, formats, max_pixels)
+        image = decode_rgb(body, size, crop, formats, max_pixels, whole=False, turn=turn)
         if crop == 1.0 and image.shape == (size, size, 3):  # `preprocess` would give it back as it is
             out.numpy()[:] = image
         else:
             torch.set_num_threads(1)  # of this thread; other images are decoded beside this one
             planes = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            del image  # a large picture twice is enough
             out.copy_(self.artifact.module.preprocess(planes).permute(1, 2, 0))
 
     def predict(self, rows: Sequence[Tensor]) -> Tensor:
