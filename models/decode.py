@@ -13,7 +13,7 @@ pixels to the bit, in a twentieth of the time for small pictures and without hol
 take or refuses is Pillow's to decide.
 
 What a body may cost is bounded before it costs: pixels and a JPEG's scans by its header, steps of Pillow's parsers by
-`Steps`, memory by cutting first, by converting strips, and by decoding one `large` picture at a time.
+`Steps`, memory by cutting first, by converting strips, and by decoding few `large` pictures at a time.
 """
 
 import ctypes
@@ -21,6 +21,7 @@ import io
 import re
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -43,8 +44,10 @@ IGNORED = range(0xFFE2, 0xFFEE)  # APP2 to APP13: colour profiles, further pictu
 SEGMENTS = 256  # before the first scan, fill bytes too; a profile or an embedded picture has one in 64 KiB
 SCANS = 20  # of an image of as many pixels as are accepted, of smaller ones more; encoders make 10, of CMYK 18
 OPEN_STEPS, LOAD_STEPS = 5_000, 400_000  # reads by which Pillow may get to the pixels, and through them
-PROFILES = 8  # times that "iCCP" may stand in a PNG: each may expand to 1 MiB, and one is allowed
-LARGE_PIXELS = 4_000_000
+CHUNK = struct.Struct(">I4s")
+CHUNKS = 20_000  # of a PNG; encoders that divide their data into 4 KiB have 2,560 in 10 MiB
+PROFILES = 8  # colour profiles in a PNG: each may expand to 1 MiB, and one is allowed
+LARGE_PIXELS, LARGE_AT_ONCE = 4_000_000, 2  # each may take half a GiB
 STRIP_PIXELS = 1 << 17  # converted at a time, in the processor's caches
 JPEG_COLOURS = ("YCbCr", "RGB", "Gray")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif")
@@ -95,7 +98,7 @@ def decode_rgb(
 
     A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that keeps the crop's side at 2 x `input_size` or more.
     Unless it is to be `whole`, only what `preprocess` may take of it is converted; see `trimmed`. With a `turn`, a
-    large picture waits until no other is being decoded, and holds the others up until the stack is closed.
+    large picture waits until few enough others are being decoded, and counts as one until the stack is closed.
 
     Raises:
         ImageError: the subclass says why; the text is fit for the client.
@@ -221,6 +224,35 @@ def decode_any(
         raise damaged(error) from None
 
 
+def check_png(body: bytes, max_pixels: int) -> None:
+    """What Pillow does not: bound the chunks, find the end, and compare the checksums of the pixels' data.
+
+    Chunks are a length, big-endian uint32, a type, the content, and a CRC over type and content (PNG, 5.3).
+
+    Raises:
+        ValueError, struct.error: a chunk is cut off or damaged.
+        ImageError: too many pixels, chunks or colour profiles.
+    """
+    kind, width, height = struct.unpack_from(">4sII", body, 12)
+    if kind != b"IHDR":
+        raise ValueError("no header where it must be")
+    refuse_huge(width, height, max_pixels)
+    view = memoryview(body)
+    start, profiles = len(PNG_MAGIC), 0
+    for _ in range(CHUNKS):
+        length, kind = CHUNK.unpack_from(body, start)
+        end = start + CHUNK.size + length
+        if kind == b"IEND":
+            return
+        if kind == b"IDAT" and zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ValueError("a checksum that is not its data's")
+        profiles += kind == b"iCCP"
+        if profiles > PROFILES:
+            break
+        start = end + 4
+    raise OversizedMetadata("The PNG has more chunks or colour profiles than are accepted.")
+
+
 class Steps(io.BytesIO):
     """A body that may be read so many times: at every step Pillow's parsers read, and most of their steps are slow."""
 
@@ -249,8 +281,8 @@ def opened(body: bytes, formats: tuple[str, ...], max_pixels: int) -> ImageFile:
     """
     if "JPEG" in formats and body.startswith(JPEG_MAGIC):
         body, formats = lean(body, segments(body), pixels=True), ("JPEG",)
-    if body.startswith(PNG_MAGIC) and body.count(b"iCCP") > PROFILES:
-        raise OversizedMetadata("The image has several colour profiles.")
+    if "PNG" in formats and body.startswith(PNG_MAGIC):
+        check_png(body, max_pixels)
     if "WEBP" in formats and body[:4] == b"RIFF" and body[8:16] == b"WEBPVP8X" and len(body) >= 30:
         # Opening it takes memory for the canvas, which only this kind of header can announce as boundless.
         width, height = (1 + int.from_bytes(body[at : at + 3], "little") for at in (24, 27))
@@ -301,18 +333,18 @@ def trimmed(pixels: Pixels) -> Pixels:
 
 
 def wait(turn: ExitStack | None, pixels: int) -> None:
-    """Wait until no other large picture is being decoded, if this is one and `turn` asks for it."""
+    """Wait until few enough large pictures are being decoded, if this is one and there is a `turn` to take."""
     if turn is not None and pixels > LARGE_PIXELS:
         turn.enter_context(large())
 
 
-alone = threading.Lock()
+turns = threading.BoundedSemaphore(LARGE_AT_ONCE)
 
 
 @contextmanager
 def large() -> Iterator[None]:
-    """One at a time, and the memory is given back: `models.engine` has the C library keep what is freed."""
-    with alone:
+    """Few at a time, and the memory is given back: `models.engine` has the C library keep what is freed."""
+    with turns:
         try:
             yield
         finally:

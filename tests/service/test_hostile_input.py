@@ -1,0 +1,211 @@
+"""Hostile input, all of it through one service: the documented answer, neighbours unharmed, nothing left behind."""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.errors import BY_CODE
+from tests import artifacts, running
+from tests.encodings import encodings, of_few_colours, of_grey
+from tests.pictures import noise
+from tests.running import Service
+from tests.service import hostile
+from tests.service.hostile import Case
+
+pytestmark = pytest.mark.slow
+
+IN_FLIGHT = 24
+LEAKS = re.compile(r'Traceback|File "|site-packages|/(work|tmp|home|usr|etc|proc)/|\.py\b|\b0x[0-9a-f]{6,}')
+GROWTH = 64 << 20  # bytes
+SERIES = 500  # and one a class
+
+
+@pytest.fixture(scope="module")
+def target(model: Path) -> Iterator[Service]:
+    # A delay, so that good and bad images are in one batch; limits as by default.
+    with running.serving(model, "--max-delay-ms", "20") as service:
+        yield service
+
+
+@dataclass(frozen=True)
+class State:
+    """What a service is like between requests: processes with their memory in bytes, and its counters."""
+
+    memory: dict[int, int]
+    answered: Counter[str]
+    rejected: Counter[str]
+    in_flight: float
+    waiting: float
+
+
+def memory(pid: int) -> int:
+    """What is a process's own of the memory that it holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(size) << 10 for size in re.findall(r"^Rss(?:Anon|File):\s+(\d+) kB", status, re.MULTILINE))
+
+
+def state(service: Service) -> State:
+    text = service.get("/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def values(name: str, label: str, **labels: str) -> Counter[str]:
+        chosen = [sample for sample in samples if sample.name == name and labels.items() <= sample.labels.items()]
+        return Counter({sample.labels[label]: int(sample.value) for sample in chosen})
+
+    (in_flight,) = (sample.value for sample in samples if sample.name == "darkroom_requests_in_flight")
+    (waiting,) = (sample.value for sample in samples if sample.name == "darkroom_queue_depth")
+    return State(
+        {pid: memory(pid) for pid in service.children()},
+        values("darkroom_requests_total", "status", route="/predict"),
+        values("darkroom_images_rejected_total", "reason"),
+        in_flight,
+        waiting,
+    )
+
+
+def post(service: Service, case: Case) -> requests.Response:
+    headers = {"content-type": case.kind.encode("latin-1")} if case.kind else {}
+    return requests.post(f"{service.url}/predict", data=case.body, headers=headers, timeout=60)
+
+
+def post_all(service: Service, cases: Sequence[Case]) -> list[requests.Response]:
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return list(pool.map(lambda case: post(service, case), cases))
+
+
+def found(reply: requests.Response) -> tuple[int, str]:
+    """Status and code."""
+    return reply.status_code, "" if reply.status_code == 200 else reply.json()["code"]
+
+
+def check_unharmed(service: Service, before: State) -> State:
+    """It serves on with the same processes, has nothing under way and no more memory."""
+    after = state(service)
+
+    assert 200 == service.get("/health").status_code
+    assert before.memory.keys() == after.memory.keys()
+    assert (0, 0) == (after.in_flight, after.waiting)
+    growth = {pid: after.memory[pid] - before.memory[pid] for pid in before.memory}
+    assert max(growth.values()) < GROWTH, growth
+    return after
+
+
+def test_all_of_it_at_once_is_answered_as_documented_and_hurts_nobody(target: Service) -> None:
+    hostile_ones = hostile.battery() | hostile.lies()
+    good = [Case(noise(seed, (64, 48)), "", 200, "") for seed in range(20)]
+    expected = [post(target, case).json()["predictions"] for case in good]
+    post_all(target, good * 5)
+    before = state(target)
+
+    named = [*hostile_ones.items(), *(("good", good[index % 20]) for index in range(len(hostile_ones)))]
+    random.Random(0).shuffle(named)
+    replies = post_all(target, [case for _, case in named])
+
+    wrong = [
+        (name, found(reply), (case.status, case.code))
+        for (name, case), reply in zip(named, replies, strict=True)
+        if found(reply) != (case.status, case.code)
+    ]
+    assert [] == wrong
+    for (name, case), reply in zip(named, replies, strict=True):
+        assert not LEAKS.search(reply.text), reply.text
+        if case.status != 200:
+            assert "application/problem+json" == reply.headers["content-type"]
+        if name == "good":
+            assert close(expected[good.index(case)]) == close(reply.json()["predictions"])
+    after = check_unharmed(target, before)
+    assert Counter(str(case.status) for _, case in named) == after.answered - before.answered
+    assert Counter(case.code for _, case in named if case.code) == after.rejected - before.rejected
+
+
+def close(predictions: list[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """What must be equal when an image is predicted in another batch."""
+    return [(prediction["index"], round(prediction["probability"], 3)) for prediction in predictions]
+
+
+def test_metrics_have_few_series_and_no_word_of_the_clients(target: Service) -> None:
+    word = "hostile-word-of-a-client"
+    for path in (f"/{word}", f"/predict?{word}=1", f"/predict/{word}"):
+        requests.post(target.url + path, data=b"x", headers={word: word, "x-request-id": word}, timeout=60)
+    requests.request(word.upper(), target.url + "/predict", timeout=60)
+    text = target.get("/metrics").text
+
+    assert word not in text.lower()
+    series = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(series) < SERIES + len(artifacts.CLASSES)
+    codes = re.findall(r'reason="([^"]*)"', text)
+    assert set(codes) <= BY_CODE.keys()
+
+
+def test_600_mutants_are_answered_by_name(target: Service) -> None:
+    choose = random.Random(0)
+    seeds = [*hostile.SEEDS.values()]
+    mutants = []
+    for index in range(600):
+        mutant = bytearray(seeds[index % len(seeds)])
+        for _ in range(choose.randint(1, 64)):
+            mutant[choose.randrange(len(mutant))] = choose.randrange(256)
+        mutants.append(Case(bytes(mutant), "", 0, ""))
+    before = state(target)
+    replies = post_all(target, mutants)
+
+    assert 6 == len(seeds)
+    assert {200, 415, 422} >= {reply.status_code for reply in replies}
+    after = check_unharmed(target, before)
+    assert 600 == sum((after.answered - before.answered).values())
+    assert 600 == sum((after.rejected - before.rejected).values()) + (after.answered - before.answered)["200"]
+
+
+def probabilities(reply: requests.Response) -> list[float]:
+    """All classes' probabilities in the order of the classes."""
+    by_index = {prediction["index"]: prediction["probability"] for prediction in running.predictions(reply)}
+    return [by_index[index] for index in sorted(by_index)]
+
+
+def differences(service: Service, ways: Iterator[tuple[str, bytes]]) -> dict[str, object]:
+    """The ways whose answer is not the first one's: another class, or a probability off by 0.05 or more."""
+    named = list(ways)
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        replies = pool.map(lambda item: service.post(item[1], "/predict?top_k=10"), named)
+        expected, *others = map(probabilities, replies)
+    best = expected.index(max(expected))
+    return {
+        name: (expected, found)
+        for (name, _), found in zip(named[1:], others, strict=True)
+        if found.index(max(found)) != best or max(abs(a - b) for a, b in zip(expected, found, strict=True)) >= 0.05
+    }
+
+
+def sample(seed: int) -> Image.Image:
+    """A soft picture; each of other proportions."""
+    field = np.random.RandomState(seed).randint(0, 256, (4, 4, 3)).astype(np.uint8)
+    return Image.fromarray(field).resize((90 + 7 * seed, 120 - 5 * seed), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_picture_has_one_answer_however_it_is_stored(target: Service, seed: int) -> None:
+    picture = sample(seed)
+
+    assert {} == differences(target, encodings(picture))
+    assert {} == differences(target, of_few_colours(picture.quantize(256)))
+    assert {} == differences(target, of_grey(picture.convert("L")))
+
+
+@pytest.mark.parametrize("number", [3, 40, 77])
+def test_one_photo_has_one_answer_however_it_is_stored(target: Service, test_data: Path, number: int) -> None:
+    with Image.open(sorted((test_data / "photos").glob("*.JPEG"))[number]) as photo:
+        picture = photo.convert("RGB")
+
+    assert {} == differences(target, encodings(picture))
+    assert {} == differences(target, of_few_colours(picture.quantize(256)))
+    assert {} == differences(target, of_grey(picture.convert("L")))
