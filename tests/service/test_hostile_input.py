@@ -1,5 +1,6 @@
 """Hostile input, all of it through one service: the documented answer, neighbours unharmed, nothing left behind."""
 
+import json
 import random
 import re
 from collections import Counter
@@ -8,14 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import requests
+import schemathesis
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.schemas import BaseSchema
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from service.errors import BY_CODE
-from tests import artifacts, running
+from tests import artifacts, costly, running
 from tests.encodings import encodings, of_few_colours, of_grey
 from tests.pictures import noise
 from tests.running import Service
@@ -209,3 +218,91 @@ def test_one_photo_has_one_answer_however_it_is_stored(target: Service, test_dat
     assert {} == differences(target, encodings(picture))
     assert {} == differences(target, of_few_colours(picture.quantize(256)))
     assert {} == differences(target, of_grey(picture.convert("L")))
+
+
+bodies = (
+    st.binary(max_size=300)
+    | st.sampled_from(list(hostile.SEEDS.values()))
+    | st.tuples(st.sampled_from(list(hostile.SEEDS.values())), st.binary(max_size=40), st.integers(0, 200)).map(
+        lambda drawn: hostile.patched(drawn[0], drawn[2], drawn[1])
+    )
+)
+names = st.sampled_from(["file", "note", ""]) | st.text(max_size=20)
+parts = st.builds(
+    hostile.part,
+    bodies,
+    names.map(lambda name: f'form-data; name="{name}"') | st.text(max_size=30),
+    st.sampled_from([b"", b"Content-Type: image/png\r\n"]) | st.binary(max_size=30),
+)
+documents = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20) | bodies.map(hostile.texted),
+    lambda inside: (
+        st.lists(inside, max_size=4) | st.dictionaries(st.sampled_from(["image", "images", "x"]), inside, max_size=3)
+    ),
+    max_leaves=8,
+)
+types = st.sampled_from(["", "image/png", hostile.JSON, hostile.FORM, "multipart/form-data"]) | st.text(
+    st.characters(min_codepoint=33, max_codepoint=255, exclude_characters="\x7f"), max_size=30
+)
+anything = (
+    st.tuples(bodies, types)
+    | st.tuples(st.lists(parts, max_size=4).map(lambda some: hostile.form(*some)), st.just(hostile.FORM))
+    | st.tuples(documents.map(lambda document: json.dumps(document).encode()), st.just(hostile.JSON))
+)
+
+
+@hypothesis.settings(max_examples=30)
+@given(st.lists(anything, min_size=8, max_size=8))
+def test_whatever_is_sent_is_answered_or_refused_and_never_our_fault(
+    target: Service, sent: list[tuple[bytes, str]]
+) -> None:
+    replies = post_all(target, [Case(body, kind, 0, "") for body, kind in sent])
+
+    for reply in replies:
+        assert {200, 400, 413, 415, 422} >= {reply.status_code}, reply.text
+        assert not LEAKS.search(reply.text), reply.text
+        assert reply.status_code == 200 or reply.json()["code"] in BY_CODE
+
+
+@pytest.fixture(scope="module")
+def openapi(target: Service) -> BaseSchema:
+    """Our own OpenAPI document, as schemathesis reads it."""
+    return schemathesis.openapi.from_url(f"{target.url}/openapi.json")
+
+
+# Bytes of any kind are what it says of an image, and most are none; a client that asks for a millisecond gets a 504.
+NOT_SAID = [positive_data_acceptance, negative_data_rejection, not_a_server_error]
+
+
+@hypothesis.settings(max_examples=60)
+@given(st.data(), st.sampled_from(schemathesis.GenerationMode))
+def test_what_openapi_says_of_requests_and_replies_holds(
+    openapi: BaseSchema, data: st.DataObject, mode: schemathesis.GenerationMode
+) -> None:
+    operations = [found.ok() for found in openapi.get_all_operations() if isinstance(found, Ok)]
+    operation = data.draw(st.sampled_from([*operations, *[openapi["/predict"]["POST"]] * 9]))
+    case = data.draw(operation.as_strategy(generation_mode=mode))
+    reply = case.call_and_validate(excluded_checks=NOT_SAID)
+
+    assert reply.status_code != 500
+    assert not LEAKS.search(reply.text) or operation.path in ("/docs", "/openapi.json"), reply.text
+
+
+def test_many_large_pictures_at_once_do_not_add_up_their_memory(model: Path) -> None:
+    body = costly.png(costly.SIDE, costly.SIDE, 6, 8)
+    with running.serving(model, "--capacity", "6", "--timeout-ms", "60000") as service:
+        service.post(noise())
+        before = {pid: memory(pid) for pid in service.children()}
+        statuses = Counter(reply.status_code for reply in service.post_together([body] * 32))
+
+        assert {200, 429} == statuses.keys()
+        assert statuses[200] >= 6
+        peaks = {pid: most_memory(pid) for pid in before}
+        assert max(peaks.values()) < 7 << 28, peaks  # 1.75 of a container's 2 GiB
+        assert max(memory(pid) - before[pid] for pid in before) < GROWTH
+
+
+def most_memory(pid: int) -> int:
+    """The most that a process ever held, in bytes."""
+    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(peak) << 10
