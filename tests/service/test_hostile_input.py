@@ -299,7 +299,7 @@ def test_many_large_pictures_at_once_do_not_add_up_their_memory(model: Path) -> 
         assert statuses[200] >= 6
         peaks = {pid: most_memory(pid) for pid in before}
         assert max(peaks.values()) < 7 << 28, peaks  # 1.75 of a container's 2 GiB
-        assert max(memory(pid) - before[pid] for pid in before) < GROWTH
+        assert max(memory(pid) - before[pid] for pid in before) < 2 * GROWTH  # it is given back, whatever stays warm
 
 
 def most_memory(pid: int) -> int:
