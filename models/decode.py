@@ -13,7 +13,7 @@ pixels to the bit, in a twentieth of the time for small pictures and without hol
 take or refuses is Pillow's to decide.
 
 What a body may cost is bounded before it costs: pixels and a JPEG's scans by its header, steps of Pillow's parsers by
-`Steps`, memory by cutting first, by converting strips, and by decoding few `large` pictures at a time.
+`Steps`, memory by cutting first, by converting strips, and by decoding few large pictures at a time (`Turn`).
 """
 
 import ctypes
@@ -22,8 +22,7 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from types import TracebackType
 
 import numpy as np
 import simplejpeg
@@ -92,13 +91,13 @@ def decode_rgb(
     max_pixels: int,
     *,
     whole: bool = True,
-    turn: ExitStack | None = None,
+    turn: "Turn | None" = None,
 ) -> Pixels:
     """Decode an encoded picture for a model of `input_size` and `crop`: uint8 (H, W, 3), RGB.
 
     A JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that keeps the crop's side at 2 x `input_size` or more.
-    Unless it is to be `whole`, only what `preprocess` may take of it is converted; see `trimmed`. With a `turn`, a
-    large picture waits until few enough others are being decoded, and counts as one until the stack is closed.
+    Unless it is to be `whole`, only what `preprocess` may take of it is converted; see `middle`. With a `turn`, a
+    large picture waits until few enough others are being decoded.
 
     Raises:
         ImageError: the subclass says why; the text is fit for the client.
@@ -118,7 +117,7 @@ def decode_jpeg(
     max_pixels: int,
     *,
     whole: bool = True,
-    turn: ExitStack | None = None,
+    turn: "Turn | None" = None,
 ) -> Pixels | None:
     """An ordinary JPEG's pixels, uint8 (H, W, 3); None where it is not one, or damaged."""
     try:
@@ -130,7 +129,8 @@ def decode_jpeg(
         scale = jpeg_scale(min(width, height), input_size, crop)
         least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}
         several = has_scans(body, found, width * height, max_pixels)
-        wait(turn, width * height // (1 if several else scale * scale))
+        if turn:
+            turn.wait(width * height // (1 if several else scale * scale))
         pixels: Pixels = simplejpeg.decode_jpeg(body, **least)
         if not whole:
             pixels = trimmed(pixels)
@@ -201,7 +201,7 @@ def decode_any(
     max_pixels: int,
     *,
     whole: bool = True,
-    turn: ExitStack | None = None,
+    turn: "Turn | None" = None,
 ) -> Pixels:
     """Any accepted picture's pixels by Pillow: uint8 (H, W, 3)."""
     try:
@@ -212,7 +212,8 @@ def decode_any(
             if scale > 1:
                 image.draft(None, (width // scale, height // scale))
             several = image.format == "JPEG" and has_scans(body, segments(body), width * height, max_pixels)
-            wait(turn, width * height // (1 if several else scale * scale))
+            if turn:
+                turn.wait(width * height // (1 if several else scale * scale))
             picture = loaded(image, whole=whole)
         del image  # its memory is as large as the picture's
         return converted(picture)
@@ -332,24 +333,29 @@ def trimmed(pixels: Pixels) -> Pixels:
     return pixels[top:bottom, left:right]
 
 
-def wait(turn: ExitStack | None, pixels: int) -> None:
-    """Wait until few enough large pictures are being decoded, if this is one and there is a `turn` to take."""
-    if turn is not None and pixels > LARGE_PIXELS:
-        turn.enter_context(large())
+class Turn:
+    """A place among the few large pictures that are decoded at once; taken when the header shows that it must be."""
 
+    places = threading.BoundedSemaphore(LARGE_AT_ONCE)
+    taken = False
 
-turns = threading.BoundedSemaphore(LARGE_AT_ONCE)
+    def wait(self, pixels: int) -> None:
+        """Wait for a place, if so many pixels are to be decoded that it takes one."""
+        if pixels > LARGE_PIXELS and not self.taken:
+            self.places.acquire()
+            self.taken = True
 
+    def __enter__(self) -> "Turn":
+        return self
 
-@contextmanager
-def large() -> Iterator[None]:
-    """Few at a time, and the memory is given back: `models.engine` has the C library keep what is freed."""
-    with turns:
-        try:
-            yield
-        finally:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the place, and the memory: `models.engine` has the C library keep what is freed."""
+        if self.taken:
             if trim:
                 trim(0)
+            self.places.release()
 
 
 def refuse_huge(width: int, height: int, max_pixels: int) -> None:

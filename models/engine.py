@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models import cores
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
-from models.decode import decode_rgb
+from models.decode import Turn, decode_rgb
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.goldens import JPEG_LEVELS
 from models.lanes import LANES, Lanes, buckets
@@ -113,13 +113,13 @@ class Engine:
         Raises:
             ImageError: the subclass says why.
         """
-        with ExitStack() as turn:
+        with Turn() as turn:
             self.fill(body, formats, max_pixels, out, turn)
 
     def fill(
-        self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor, turn: ExitStack
+        self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor, turn: Turn
     ) -> None:
-        """See `decode`; large pictures take turns until the stack `turn` is closed."""
+        """See `decode`; returns before the turn ends, so that its memory is freed with it."""
         manifest = self.artifact.manifest
         size, crop = manifest.input_size, manifest.crop
         image = decode_rgb(body, size, crop, formats, max_pixels, whole=False, turn=turn)

@@ -88,19 +88,16 @@ BLACK_IS_TRANSPARENT = chunk(b"tRNS", bytes(2))
 EXPANDING = zlib.compress(bytes((1 << 20) - 100))
 
 PIXELS: dict[str, Callable[[], bytes]] = {
-    "rgba": lambda: png(SIDE, SIDE, 6, 8),
     "rgba-16": lambda: png(SIDE, SIDE, 6, 16, interlaced=True),
     "grey-16-transparent": lambda: png(SIDE, SIDE, 0, 16, BLACK_IS_TRANSPARENT),
     "palette-transparent": lambda: png(SIDE, SIDE, 3, 8, TRANSPARENT),
     "thin-rgba-16": lambda: png(1, 39_000_000, 6, 16),
-    "wide-rgba": lambda: png(39_000_000, 1, 6, 8),
     "turned": lambda: oriented("PNG", (SIDE, SIDE), compress_level=1),
     "webp": lambda: oriented("WEBP", (SIDE, SIDE), method=0, lossless=True, quality=0),
     "webp-wide": lambda: encode(Image.new("RGBA", (16_383, 2400), (1, 2, 3, 99)), "WEBP", method=0, quality=0),
     "jpeg-unscaled": lambda: oriented("JPEG", (65_000, 615), progressive=True, subsampling=0),
     "jpeg-cmyk": lambda: encode(Image.new("CMYK", (65_000, 615)), "JPEG", progressive=True),
     "jpeg-scans": lambda: scans((SIDE, SIDE), 20),
-    "gif": lambda: encode(Image.new("P", (SIDE, SIDE)), "GIF", transparency=0),
     "tiff": lambda: encode(Image.new("RGBA", (SIDE, SIDE)), "TIFF", compression="tiff_adobe_deflate"),
 }
 FLOODS: dict[str, Callable[[], bytes]] = {

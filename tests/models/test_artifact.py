@@ -224,7 +224,7 @@ def with_other_goldens(members: dict[str, bytes]) -> None:
         (lambda members: members.pop(named(members, "/manifest.json")), "expected a manifest.json inside, found none"),
         (lambda members: members.pop(named(members, "/goldens.pt")), "expected a TorchScript module with goldens"),
         (lambda members: members.pop(named(members, "/data.pkl")), "expected a TorchScript module with goldens"),
-        (lambda members: members.pop(named(members, "classifier.py")), "expected a TorchScript module with goldens"),
+        (lambda members: members.pop(named(members, ".py")), "expected a TorchScript module with goldens"),
     ],
 )
 def test_a_file_that_was_changed_and_sealed_again_is_refused_in_one_line(

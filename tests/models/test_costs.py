@@ -1,6 +1,8 @@
 """What one body may cost: at most 1.5 s of CPU and 512 MiB, whatever it holds; each measured in a fork of its own."""
 
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -9,8 +11,10 @@ import torch
 from models.classifier import Classifier
 from models.decode import decode_rgb
 from models.errors import ImageError
-from models.formats import KNOWN_FORMATS, MAX_PIXELS
+from models.formats import FORMATS, KNOWN_FORMATS, MAX_PIXELS
 from tests import costly
+from tests.pictures import noise
+from tests.service import hostile
 
 CPU_S = 1.5
 MEMORY_MIB = 512
@@ -88,3 +92,30 @@ def test_a_flood_of_pieces_is_refused_or_cheap(name: str, bound: float) -> None:
     assert found.outcome in ("ok", "metadata", "undecodable", "too_many_pixels")
     assert found.seconds <= bound
     assert found.memory <= 100
+
+
+def seconds(body: bytes) -> float:
+    """CPU seconds until a body is decoded or refused, in this thread."""
+    started = time.thread_time()
+    with suppress(ImageError):
+        decode_rgb(body, 224, 0.875, FORMATS, MAX_PIXELS, whole=False)
+    return time.thread_time() - started
+
+
+@pytest.mark.slow
+def test_what_is_foreign_or_too_large_is_refused_within_100_ms() -> None:
+    refused = hostile.foreign() | hostile.huge() | {"zeros": bytes(costly.LIMIT)}
+    slow = {name: taken for name, body in refused.items() if (taken := seconds(body)) > 0.1}
+
+    assert {} == slow
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_damage_is_found_within_the_time_of_a_good_decode(file_format: str) -> None:
+    body = noise(0, (3000, 2000), file_format)
+    cut = [body[: len(body) * share // 10] for share in (1, 5, 9)]
+    torn = [body[: len(body) * share // 10] + bytes(99) + body[len(body) * share // 10 + 99 :] for share in (1, 5, 9)]
+    good = min(seconds(body) for _ in range(3))
+
+    assert max(map(seconds, cut + torn)) < max(0.1, SLOWER * good)

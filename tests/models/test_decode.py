@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from models.decode import (
     EXIF_ORIENTATION,
     STRIP_PIXELS,
     TURNS,
+    Turn,
     crop_side,
     decode,
     decode_any,
@@ -238,6 +241,21 @@ def test_the_middle_alone_gives_the_models_pixels_of_the_whole(
     )
 
     torch.testing.assert_close(whole, some, atol=0, rtol=0)
+
+
+def test_a_large_picture_takes_one_place_even_where_it_is_decoded_twice() -> None:
+    whole = encoded(Image.new("RGB", (4001, 1001)), "JPEG")
+    decoded_large = partial(decode_rgb, formats=("JPEG",), max_pixels=1 << 23, input_size=512, crop=1.0)
+    with Turn() as held:
+        held.wait(1 << 23)  # one place is left
+        with ThreadPoolExecutor(1) as pool, Turn() as turn:
+            refused = pool.submit(decoded_large, whole[:-2], turn=turn).exception(timeout=30)
+
+            assert isinstance(refused, Undecodable)
+            assert turn.taken
+    with Turn() as turn:
+        decoded_large(encoded(Image.new("RGB", (40, 30)), "JPEG"), turn=turn)
+        assert not turn.taken
 
 
 def test_compressed_text_that_expands_is_refused_as_metadata(picture: Pixels) -> None:
