@@ -69,7 +69,12 @@ class Classifier(nn.Module):
         if side == self.input_size:
             return square.contiguous()
         size = [self.input_size, self.input_size]
-        resized = functional.interpolate(
-            square.unsqueeze(0).float(), size=size, mode="bilinear", align_corners=False, antialias=True
-        )
-        return resized.squeeze(0).round().clamp(0, 255).to(torch.uint8)
+        # As float32 a large picture takes four times its memory: then one channel at a time.
+        step = 1 if side > 2000 else 3
+        resized: list[Tensor] = []
+        for channel in range(0, 3, step):
+            planes = square[channel : channel + step].unsqueeze(0).float()
+            resized.append(
+                functional.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
+            )
+        return torch.cat(resized, dim=1).squeeze(0).round().clamp(0, 255).to(torch.uint8)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models import cores
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
-from models.decode import decode_rgb
+from models.decode import Turn, decode_rgb
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.goldens import JPEG_LEVELS
 from models.lanes import LANES, Lanes, buckets
@@ -128,14 +128,22 @@ class Engine:
         Raises:
             ImageError: the subclass says why.
         """
+        with Turn() as turn:
+            self.fill(body, formats, max_pixels, out, turn)
+
+    def fill(
+        self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor, turn: Turn
+    ) -> None:
+        """See `decode`; returns before the turn ends, so that its memory is freed with it."""
         manifest = self.artifact.manifest
         size, crop = manifest.input_size, manifest.crop
-        image = decode_rgb(body, size, crop, formats, max_pixels)
+        image = decode_rgb(body, size, crop, formats, max_pixels, whole=False, turn=turn)
         if crop == 1.0 and image.shape == (size, size, 3):  # `preprocess` would give it back as it is
             out.numpy()[:] = image
         else:
             torch.set_num_threads(1)  # of this thread; other images are decoded beside this one
             planes = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+            del image  # a large picture twice is enough
             out.copy_(self.artifact.module.preprocess(planes).permute(1, 2, 0))
 
     def predict(self, rows: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from models.decode import EXIF_ORIENTATION, TURNS, crop_side, decode, decode_any, decode_jpeg, jpeg_scale
+from models.classifier import Classifier
+from models.decode import (
+    EXIF_ORIENTATION,
+    STRIP_PIXELS,
+    TURNS,
+    Turn,
+    crop_side,
+    decode,
+    decode_any,
+    decode_jpeg,
+    decode_rgb,
+    jpeg_scale,
+    middle,
+)
 from models.errors import ImageError, OversizedMetadata, TooManyPixels, Undecodable, UnsupportedFormat
 from models.formats import KNOWN_FORMATS
+from tests import costly
 
 Pixels = NDArray[np.uint8]
 
@@ -163,6 +179,83 @@ def test_the_size_is_refused_by_the_header_before_any_pixel_is_decoded() -> None
 
     with pytest.raises(TooManyPixels, match="60000 x 60000"):
         decoded(body + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
+def test_a_webp_canvas_is_refused_by_the_header_too() -> None:
+    with pytest.raises(TooManyPixels, match="16777216 x 255"):
+        decoded(costly.canvas(1 << 24, 255))
+
+
+def test_scans_count_as_so_many_times_the_pixels() -> None:
+    body = costly.scans((40, 30), 50)
+
+    assert (30, 40, 3) == decoded(body).shape
+    with pytest.raises(TooManyPixels, match="1200 pixels in 50 scans"):
+        decoded(body, max_pixels=40 * 30 * 2)
+
+
+def test_a_picture_of_several_strips_is_converted_as_one(picture: Pixels) -> None:
+    height = STRIP_PIXELS // 300 * 2 + 7
+    colours = Image.fromarray(picture).resize((300, height))
+    alpha = Image.linear_gradient("L").resize((300, height))
+    colours.putalpha(alpha)
+    white = Image.new("RGBA", colours.size, "white")
+    white.alpha_composite(colours)
+
+    np.testing.assert_array_equal(np.array(white.convert("RGB")), decoded(encoded(colours)))
+
+
+sides = st.integers(1, 60)
+
+
+@given(sides, sides, st.floats(0.01, 1.0))
+def test_the_square_that_preprocessing_cuts_is_the_same_in_the_middle(width: int, height: int, crop: float) -> None:
+    side = crop_side(min(width, height), crop)
+    left, top, right, bottom = middle(width, height)
+
+    assert (width - side) // 2 == left + (right - left - side) // 2
+    assert (height - side) // 2 == top + (bottom - top - side) // 2
+    assert crop_side(min(right - left, bottom - top), crop) == side
+
+
+@given(
+    st.integers(0, 50),
+    st.tuples(sides, sides),
+    st.sampled_from([("PNG", "RGB"), ("PNG", "LA"), ("PNG", "P"), ("PNG", "1"), ("JPEG", "RGB"), ("JPEG", "CMYK")]),
+    st.integers(1, 8),
+    st.sampled_from([1.0, 0.875, 0.5]),
+)
+def test_the_middle_alone_gives_the_models_pixels_of_the_whole(
+    seed: int, size: tuple[int, int], kind: tuple[str, str], orientation: int, crop: float
+) -> None:
+    noise = np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    body = encoded(Image.fromarray(noise).convert(kind[1]), kind[0], exif=exif.tobytes())
+    model = Classifier(torch.nn.Identity(), input_size=8, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
+    whole, some = (
+        model.preprocess(
+            torch.from_numpy(decode_rgb(body, 8, crop, KNOWN_FORMATS, 1 << 20, whole=whole).transpose(2, 0, 1).copy())
+        )
+        for whole in (True, False)
+    )
+
+    torch.testing.assert_close(whole, some, atol=0, rtol=0)
+
+
+def test_a_large_picture_takes_one_place_even_where_it_is_decoded_twice() -> None:
+    whole = encoded(Image.new("RGB", (4001, 1001)), "JPEG")
+    decoded_large = partial(decode_rgb, formats=("JPEG",), max_pixels=1 << 23, input_size=512, crop=1.0)
+    with Turn() as held:
+        held.wait(1 << 23)  # one place is left
+        with ThreadPoolExecutor(1) as pool, Turn() as turn:
+            refused = pool.submit(decoded_large, whole[:-2], turn=turn).exception(timeout=30)
+
+            assert isinstance(refused, Undecodable)
+            assert turn.taken
+    with Turn() as turn:
+        decoded_large(encoded(Image.new("RGB", (40, 30)), "JPEG"), turn=turn)
+        assert not turn.taken
 
 
 def test_compressed_text_that_expands_is_refused_as_metadata(picture: Pixels) -> None:

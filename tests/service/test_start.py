@@ -1,8 +1,11 @@
 """A start that must not happen stops at once: one line, exit code 2."""
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -108,6 +111,50 @@ def test_a_damaged_artifact_stops_the_start_before_torch_is_imported(model: Path
     line = only_line(running.run("--model", str(tmp_path / "model.pt"), **environment))
     assert "expected SHA-256" in line
     assert "damaged or altered" in line
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda whole: b"", "expected an artifact that ends in its SHA-256, found none: truncated"),
+    "html": (lambda whole: b"<!doctype html>" * 20, "expected an artifact that ends in its SHA-256, found none"),
+    "truncated": (lambda whole: whole[: len(whole) // 2], "expected an artifact that ends in its SHA-256, found none"),
+    "its end alone": (lambda whole: whole[-86:], "expected SHA-256 {sealed}..., found {found}..."),
+    "a flipped bit": (lambda whole: whole[:9000] + bytes([whole[9000] ^ 8]) + whole[9001:], "found {found}..."),
+    "grown": (lambda whole: b"\0" + whole, "expected SHA-256 {sealed}..., found {found}...: the file was damaged"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_artifact_stops_the_start_with_the_hashes_where_there_are_some(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    whole = model.read_bytes()
+    damage, said = DAMAGE[name]
+    damaged = damage(whole)
+    path = tmp_path / "model.pt"
+    path.write_bytes(damaged)
+    before = cpu_of_children()
+
+    line = only_line(running.run("--model", str(path)))
+    assert cpu_of_children() - before < 5
+    assert line.startswith(f"darkroom: {path}: ")
+    assert said.format(sealed=whole[-64:][:12].decode(), found=sha256(damaged[:-64]).hexdigest()[:12]) in line
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.slow
+def test_an_artifact_that_was_changed_and_sealed_again_stops_the_start(model: Path, tmp_path: Path) -> None:
+    from tests.models.test_artifact import rewritten, with_bomb
+
+    path = rewritten(model, tmp_path / "model.pt", with_bomb)
+    line = only_line(running.run("--model", str(path)))
+
+    assert f"{path}: expected a TorchScript module with goldens, found" in line
+    assert not Path("bomb-went-off").exists()
 
 
 def test_a_missing_artifact_stops_the_start_with_advice(tmp_path: Path) -> None:
