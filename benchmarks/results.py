@@ -72,11 +72,12 @@ def sentence(told: Mapping[str, Any]) -> str:
     """The conditions in one line."""
     options = told["options"]
     quick = "; quick: these figures mean nothing" if options["quick"] else ""
+    rounds = f"; up to {options['rounds']} rounds of {options['seconds']:g} s; median (min-max)"
+    rounds = rounds if options["rounds"] > 1 else ""
     return (
         f"{told['gpu'] + ', ' if told['gpu'] else ''}{told['cpu']}, {told['cores']} cores, Linux {told['kernel']}; "
         f"Python {told['python']}, torch {told['torch']}, LitServe {told['litserve']}, wrk {told['wrk']}; "
-        f"commit {told['commit']}, {told['date'][:10]}; up to {options['rounds']} rounds of {options['seconds']:g} s; "
-        f"median (min-max){quick}"
+        f"commit {told['commit']}, {told['date'][:10]}{rounds}{quick}"
     )
 
 
