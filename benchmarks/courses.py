@@ -42,10 +42,11 @@ def told(seconds: float | None) -> str:
 
 
 def by_status(row: Row) -> str:
-    """Answers by status, and requests that found no connection."""
-    unsent = row["scheduled"] - row["sent"]
+    """Answers by status, requests that the server closed the door on, and those that found no connection."""
     found = [f"{count:,} x {status}" for status, count in row["statuses"].items()]
-    return ", ".join(found + ([f"{unsent:,} not sent"] if unsent else [])) or "-"
+    for count, what in ((row["unread"], "not read"), (row["scheduled"] - row["sent"], "not connected")):
+        found += [f"{count:,} {what}"] * (count > 0)
+    return ", ".join(found) or "-"
 
 
 def draw(axes: Axes, row: Row, title: str) -> None:

@@ -14,14 +14,16 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -92,13 +94,15 @@ class Exchange:
     finished: float | None = None
     reply: bytes = b""
     waited: bool = False  # for a free connection
+    unread: bool = False
 
 
 class Connection(asyncio.Protocol):
     """A connection with at most one request under way."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: "Run", link: socket.socket) -> None:
         self.run = run
+        self.link = link
         self.buffer = bytearray()
         self.exchange: Exchange | None = None
 
@@ -128,12 +132,22 @@ class Connection(asyncio.Protocol):
                 self.run.free.append(self)
             self.run.send_due()
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def closed(self) -> bool:
+        """Whether the server has closed it, which the event loop may not have told yet."""
+        try:
+            return not self.link.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def connection_lost(self, error: Exception | None) -> None:
         self.run.alive.discard(self)
         if self in self.run.free:
             self.run.free.remove(self)
         if self.exchange is not None:
             self.run.open -= 1
+            self.exchange.unread = isinstance(error, ConnectionError)
         self.run.replace()
 
 
@@ -166,9 +180,15 @@ class Run:
         """Open one connection; where that fails there is one less, or it is tried `again` while something is due."""
         while True:
             try:
-                await asyncio.get_running_loop().create_connection(lambda: Connection(self), *self.address)
+                link = socket.socket()
+                link.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(link, self.address)
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.create_connection(partial(Connection, self, link), sock=link)
                 return
             except OSError:
+                link.close()
                 if not again or self.next == len(self.exchanges):
                     return
                 await asyncio.sleep(random.uniform(0.5, 1.5) * RETRY_S)
@@ -203,7 +223,10 @@ class Run:
     def send_due(self) -> None:
         """Send what is due over what is free."""
         while self.due and self.free:
-            connection, number = self.free.popleft(), self.due.popleft()
+            connection = self.free.popleft()
+            if connection.closed():
+                continue
+            number = self.due.popleft()
             exchange = connection.exchange = self.exchanges[number]
             which = number % len(self.images)
             exchange.sent = time.monotonic()
@@ -268,7 +291,7 @@ def judge(number: int, exchange: Exchange, image: Image, start: float) -> Outcom
     """Check what came back."""
     due, sent = exchange.due - start, None if exchange.sent is None else exchange.sent - start
     if exchange.finished is None:
-        return Outcome(due, sent, waited=exchange.waited, group=image.group)
+        return Outcome(due, sent, waited=exchange.waited, unread=exchange.unread, group=image.group)
     status = int(exchange.reply[9:12])
     identity = REQUEST_ID.search(exchange.reply)
     return Outcome(
@@ -284,19 +307,15 @@ def judge(number: int, exchange: Exchange, image: Image, start: float) -> Outcom
 
 
 def run(
-    url: str,
-    images: Sequence[Image],
-    *,
-    rate: float,
-    seconds: float,
-    connections: int,
-    seed: int | None = None,
-    grace: float = GRACE_S,
-    acts: Sequence[Act] = (),
+    url: str, images: Sequence[Image], *, rate: float, seconds: float, seed: int | None = None, **how: Any
 ) -> Course:
-    """Drive a schedule from a program without an event loop."""
-    times = schedule(rate, seconds, seed) or [0.0]
-    return uvloop.run(drive(url, images, times, connections=connections, grace=grace, acts=acts))
+    """Drive an even schedule, or one by Poisson's law with a seed, from a program without an event loop."""
+    return drive_now(url, images, schedule(rate, seconds, seed) or [0.0], **how)
+
+
+def drive_now(url: str, images: Sequence[Image], times: Sequence[float], **how: Any) -> Course:
+    """`drive`, from a program without an event loop."""
+    return uvloop.run(drive(url, images, times, **how))
 
 
 def fault(text: str) -> Act:

@@ -18,7 +18,8 @@ class Outcome:
     """One request; times in seconds from the start of the schedule, None where that never happened.
 
     `wrong` is an answer of status 200 other than expected, `misnamed` an answer without its request's id, `waited`
-    whether it was due before a connection was free. `group` is its image's.
+    whether it was due before a connection was free, `unread` whether the server reset the connection, which it does if
+    it closed it without having read the request. `group` is its image's.
     """
 
     due: float
@@ -28,6 +29,7 @@ class Outcome:
     wrong: bool = False
     misnamed: bool = False
     waited: bool = False
+    unread: bool = False
     group: str = ""
 
     @property
@@ -43,8 +45,13 @@ class Outcome:
 
     @property
     def accepted(self) -> bool:
-        """Sent and not refused: what a server owes an answer."""
-        return self.sent is not None and not self.refused
+        """Read by the server and not refused: what it owes an answer."""
+        return self.sent is not None and not self.unread and not self.refused
+
+    @property
+    def lost(self) -> bool:
+        """Whether an answer is owed for ever."""
+        return self.accepted and self.finished is None
 
     @property
     def right(self) -> bool:
@@ -56,9 +63,9 @@ class Outcome:
 class Report:
     """A schedule's outcomes counted; latencies in milliseconds from the scheduled time.
 
-    `accepted` is what was sent and not refused (429, 503), lost = sent - answered. The latencies are those of accepted
-    requests, `refusal_p99_ms` that of the others. `goodput` is right answers a second of the schedule. `late_ms` is the
-    99th percentile of how late this tool sent what had a free connection.
+    `accepted` is what was sent and neither refused (429, 503) nor `unread`; `lost` what of that has no answer. The
+    latencies are those of accepted requests, `refusal_p99_ms` that of the others. `goodput` is right answers a second
+    of the schedule. `late_ms` is the 99th percentile of how late this tool sent what had a free connection.
     """
 
     scheduled: int
@@ -66,6 +73,7 @@ class Report:
     accepted: int
     answered: int
     lost: int
+    unread: int
     wrong: int
     misnamed: int
     statuses: dict[str, int]
@@ -105,7 +113,8 @@ def report(outcomes: Sequence[Outcome]) -> Report:
         sent=sum(outcome.sent is not None for outcome in outcomes),
         accepted=sum(outcome.accepted for outcome in outcomes),
         answered=len(answered),
-        lost=sum(outcome.sent is not None and outcome.finished is None for outcome in outcomes),
+        lost=sum(outcome.lost for outcome in outcomes),
+        unread=sum(outcome.unread for outcome in outcomes),
         wrong=sum(outcome.wrong for outcome in answered),
         misnamed=sum(outcome.misnamed for outcome in answered),
         statuses=dict(sorted(statuses.items())),

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import socket
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -111,6 +112,21 @@ def test_a_request_whose_connection_is_closed_is_lost_and_the_others_go_on() -> 
 
     assert (50, 49, 1) == (report.sent, report.answered, report.lost)
     assert not report.clean
+
+
+def test_a_request_that_the_server_did_not_read_before_it_closed_is_not_lost() -> None:
+    def close_unread() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1, socket.MSG_PEEK)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=close_unread)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
+        report = load.run(url, [Image(BODY)], rate=1, seconds=1, connections=1).report
+        thread.join(10)
+
+    assert (1, 0, 0, 1) == (report.sent, report.accepted, report.lost, report.unread)
 
 
 def test_an_answer_other_than_expected_is_wrong() -> None:
