@@ -118,7 +118,7 @@ SUITES: Mapping[str, Suite] = {
     ),
     "soak": Suite(
         "Memory, file descriptors and what is left in flight over many minutes at half of the capacity.",
-        {"--minutes": 15, "--flags": []},
+        {"--minutes": 15, "--workload": ["simple_cnn"], "--flags": []},
     ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",

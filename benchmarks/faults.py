@@ -18,12 +18,11 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, distinct, number, select
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.trials import Ground
+from benchmarks.trials import LONG_S, Ground
 from benchmarks.workloads import expected, model_file, photo
 
 HEAVY = "squeezenet1_0"
 TIMEOUTS_S = (3.0, 10.0)  # the deadlines that the service is given, with the small model and with the large one
-LITSERVE_S = 30.0  # its own
 BESIDE = ("F1", "F3", "bad", "F11", "burst")  # what LitServe meets, too
 HEAVIES = {"F11": ("SIGTERM, 20 in flight and 50 queued", overload.drain), "burst": ("burst of 10 C", overload.burst)}
 TITLES = {name: title for name, (title, _) in (*SCENARIOS.items(), *HEAVIES.items())}
@@ -38,7 +37,7 @@ def measure(plan: Plan) -> list[Row]:
     sides = [(ours, TIMEOUTS_S, plan.only or FAULTS)]
     beside = [name for name in BESIDE if not plan.only or name in plan.only]
     if beside and not plan.quick:
-        sides.append(([README] * 2, (LITSERVE_S,) * 2, beside))
+        sides.append(([README] * 2, (LONG_S,) * 2, beside))
     rows: list[Row] = []
     for compared, timeouts_s, names in sides:
         light, heavy = (
@@ -140,7 +139,8 @@ def kills(rows: Sequence[Row], title: str) -> Table:
     done = [row for row in rows if "sent" in row]
     cells = [[f"{at}", happened(row), *counted(row)] for at, row in enumerate(rows, 1)]
     if done:
-        total = {name: sum(row[name] for row in done) for name in ("scheduled", "sent", "accepted", "lost", "wrong")}
+        counts = ("scheduled", "sent", "unread", "accepted", "lost", "wrong")
+        total = {name: sum(row[name] for row in done) for name in counts}
         statuses = distinct(({"status": status} for row in done for status in row["statuses"]), "status")
         total["statuses"] = {status: sum(row["statuses"].get(status, 0) for row in done) for status in sorted(statuses)}
         for name in ("first_200_s", "full_rate_s", "normal_s"):

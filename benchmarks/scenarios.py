@@ -21,13 +21,12 @@ from benchmarks.load import Act
 from benchmarks.marked import Mark
 from benchmarks.plan import Row
 from benchmarks.servers import Server
-from benchmarks.trials import Ground, poison, strike
+from benchmarks.trials import LONG_S, Ground, poison, strike
 from benchmarks.workloads import encode, expected
 from service.settings import Settings
 
 CALM_S = 2.0  # before a fault
 KILLS = 10
-LONG_S = 30.0  # the service's own deadline
 STOPPED_S = 20.0
 CRASHED_S = 60.0  # within which a service that cannot start its worker again should have ended
 MARKED = 8  # one in so many requests is a marked one

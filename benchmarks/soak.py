@@ -11,25 +11,24 @@ from benchmarks import contenders, overload, plots, processes, trials
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, number, select
 from benchmarks.servers import Server
-from benchmarks.trials import Ground
-from benchmarks.workloads import expected, model_file, photo
+from benchmarks.trials import LONG_S, Ground
+from benchmarks.workloads import expected, prepare
 
 SAMPLE_S = 5.0
 PART_S = 30.0  # of the load, after each of which its replies are checked and forgotten
 WARM = 0.2  # the share of the time before memory counts
 IDLE_S = 10.0
-TIMEOUT_S = 10.0
 LEFT = {"in flight": "darkroom_requests_in_flight", "queue depth": "darkroom_queue_depth"}
 
 
 def measure(plan: Plan) -> list[Row]:
     """`sample` rows with memory and descriptors over time, `part` rows of the load, and one of what was left."""
-    (body, _), model = photo(), model_file(plan.models, "simple_cnn")
-    seconds = 4.0 if plan.quick else 60 * plan.minutes
-    ours = contenders.darkroom(plan.flags)
-    ground = Ground(plan, ours, model, body, expected(model, body), TIMEOUT_S)
+    (workload,) = prepare(plan.models, plan.workloads)
+    model, body, seconds = workload.model, workload.body, 2.5 if plan.quick else 60 * plan.minutes
+    ground = Ground(plan, contenders.darkroom(plan.flags), model, body, expected(model, body), LONG_S)
     with ground.fresh() as server:
         rows = overload.capacity(ground, server)
+        before = processes.descriptors(server)
         started = time.monotonic()
         samples: list[Row] = []
         over = threading.Event()
@@ -45,6 +44,7 @@ def measure(plan: Plan) -> list[Row]:
         trials.settled(server, ground.images[0])
         told = server.metrics()
         end: Row = {"scenario": "end", "server": ground.name, "left": {name: told[key] for name, key in LEFT.items()}}
+        end["descriptors"] = (before, processes.descriptors(server))
         end |= {"idle_percent": server.idle_percent(1.0 if plan.quick else IDLE_S), "seconds": seconds}
     return [*rows, *samples, end]
 
@@ -80,8 +80,13 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     load = [["C", number(rows[0]["capacity"])], ["requests", f"{counts['sent']:,}"], ["lost", str(counts["lost"])]]
     load += [["wrong", str(counts["wrong"])], ["other than 200", str(others)]]
     load += [["worst p99 of half a minute, ms", number(max(row["p99_ms"] for row in parts))]]
-    found = [row["descriptors"] for row in samples]
-    after = [["file descriptors, first, last, most", f"{found[0]}, {found[-1]}, {max(found)}"]] if found else []
+    most = max((row["descriptors"] for row in samples), default=0)
+    after = [
+        [
+            "file descriptors before the load, at most, after it",
+            "{0}, {most}, {1}".format(*end["descriptors"], most=most),
+        ]
+    ]
     after += [[name, f"{value:.0f}"] for name, value in end["left"].items()]
     after.append(["idle CPU, % of a core, all processes", number(end["idle_percent"])])
     cells = [

@@ -1,6 +1,7 @@
 """One load on one server while something is done to it: what every scenario of the fault campaign is made of."""
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from benchmarks.plan import Plan, Row
 from benchmarks.servers import Contender, Server
 
 WATCH_S = 0.1  # between two looks at /health
+LONG_S = 30.0  # the deadline that both servers have by themselves
 MOST = 1024  # connections
 QUIET_S, QUIET_SHARE, SETTLE_S = 0.5, 0.15, 60.0  # a server has settled when it takes less of a core than this
 METRICS = {
@@ -34,7 +36,8 @@ METRICS = {
 class Ground:
     """A contender with a model and its images: started when first needed, and again once it has ended or fallen ill.
 
-    `timeout_s` is after how long it gives up on a request, `rate` its capacity in requests a second, once known.
+    `timeout_s` is after how long it gives up on a request, `rate` its capacity in requests a second, once known. Its
+    answers are held against the artifact's own; those of LitServe against its first one, to a request alone.
     """
 
     plan: Plan
@@ -76,6 +79,9 @@ class Ground:
         contender = replace(self.contender, arguments=[*self.contender.arguments, *flags])
         with servers.running(contender, self.model, self.body, device=self.plan.device) as server:
             server.load(self.body, connections=16, seconds=servers.WARM_S)
+            if not self.ours:  # decodes in a way of its own
+                told = json.loads(server.reply)
+                self.expected = (told["index"], told["probability"])
             yield server
 
     def close(self) -> None:
