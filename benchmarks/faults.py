@@ -27,6 +27,7 @@ BESIDE = ("F1", "F3", "bad", "F11", "burst")  # what LitServe meets, too
 HEAVIES = {"F11": ("SIGTERM, 20 in flight and 50 queued", overload.drain), "burst": ("burst of 10 C", overload.burst)}
 TITLES = {name: title for name, (title, _) in (*SCENARIOS.items(), *HEAVIES.items())}
 KILLS = ("kills", "kills_spare")
+DRAWN = ("F1", "kills_spare", "F3", "F4", "F5", "F11", "burst")
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -243,11 +244,12 @@ def figure(rows: Sequence[Row]) -> Figure:
     """Latency by offered load, then the time lines with their faults marked."""
     swept = [(server, name) for server in distinct(rows, "server") for name in ("capacity", "burst capacity")]
     swept = [key for key in swept if len(select(rows, server=key[0], scenario=key[1])) > 1]
-    lines = [row for row in rows if row.get("marks") and row["scenario"] in TITLES]
+    marked_rows = [row for row in rows if row.get("marks")]
     lines = [
         row
-        for at, row in enumerate(lines)
-        if row["scenario"] not in KILLS or lines[at - 1]["scenario"] != row["scenario"]
+        for server in distinct(rows, "server")
+        for name in DRAWN
+        for row in select(marked_rows, scenario=name, server=server)[:1]
     ]
     drawn, panels = plots.panels(max(1, len(swept) + len(lines)), across=3)
     for axes, (server, name) in zip(panels, swept, strict=False):
