@@ -6,7 +6,8 @@ load generator is not the limit.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -18,11 +19,12 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, distinct, number, select
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.servers import Contender
 from benchmarks.trials import LONG_S, Ground
 from benchmarks.workloads import expected, model_file, photo
 
 HEAVY = "squeezenet1_0"
-TIMEOUTS_S = (3.0, 10.0)  # the deadlines that the service is given, with the small model and with the large one
+TIMEOUT_S = 10.0  # the deadline that the service is given; LitServe keeps its own
 BESIDE = ("F1", "F3", "bad", "F11", "burst")  # what LitServe meets, too
 HEAVIES = {"F11": ("SIGTERM, 20 in flight and 50 queued", overload.drain), "burst": ("burst of 10 C", overload.burst)}
 TITLES = {name: title for name, (title, _) in (*SCENARIOS.items(), *HEAVIES.items())}
@@ -32,43 +34,37 @@ DRAWN = ("F1", "kills_spare", "F3", "F4", "F5", "F11", "burst")
 
 def measure(plan: Plan) -> list[Row]:
     """Rows of capacity and of each scenario, ours first, then LitServe's."""
-    body, _ = photo()
-    models = (marked.model_file(plan.models), model_file(plan.models, HEAVY))
-    ours = [contenders.darkroom([*plan.flags, "--timeout-ms", f"{1000 * seconds:.0f}"]) for seconds in TIMEOUTS_S]
-    sides = [(ours, TIMEOUTS_S, plan.only or FAULTS)]
+    ours = contenders.darkroom([*plan.flags, "--timeout-ms", f"{1000 * TIMEOUT_S:.0f}"])
+    rows = met(plan, ours, TIMEOUT_S, plan.only or FAULTS)
     beside = [name for name in BESIDE if not plan.only or name in plan.only]
-    if beside and not plan.quick:
-        sides.append(([README] * 2, (LONG_S,) * 2, beside))
-    rows: list[Row] = []
-    for compared, timeouts_s, names in sides:
-        light, heavy = (
-            Ground(plan, contender, model, body, expected(model, body), timeout_s)
-            for contender, model, timeout_s in zip(compared, models, timeouts_s, strict=True)
-        )
-        rows += met(light, heavy, names)
-    return rows
+    return rows if plan.quick else rows + met(plan, README, LONG_S, beside)
 
 
-def met(light: Ground, heavy: Ground, names: Sequence[str]) -> list[Row]:
+def met(plan: Plan, contender: Contender, timeout_s: float, names: Sequence[str]) -> list[Row]:
     """What one contender's scenarios found; one that cannot be done leaves a row that says so."""
     rows: list[Row] = []
-    with ExitStack() as stack:
-        stack.callback(light.close)
-        if any(name in SCENARIOS for name in names):
-            rows += overload.capacity(light, light.server())
-        for name, (_, scenario) in (*SCENARIOS.items(), *HEAVIES.items()):
-            if name in names:
-                ground = light if name in SCENARIOS else heavy
-                if ground is heavy:
-                    light.close()
+    body, _ = photo()
+    for scenarios, made in ((SCENARIOS, marked.model_file), (HEAVIES, heavy)):
+        wanted = [name for name in scenarios if name in names]
+        if not wanted:
+            continue
+        model = made(plan.models)
+        with closing(Ground(plan, contender, model, body, expected(model, body), timeout_s)) as ground:
+            if scenarios is SCENARIOS:
+                rows += overload.capacity(ground, ground.server())
+            for name in wanted:
                 try:
-                    rows += scenario(ground)
+                    rows += scenarios[name][1](ground)
                 except (BenchmarkError, OSError) as error:
                     said = str(error).splitlines()[-1]
                     rows.append({"scenario": name, "server": ground.name, "failed": True, "notes": [said]})
-                    ground.plan.say(f"{ground.name} {name}: {said}")
+                    plan.say(f"{ground.name} {name}: {said}")
                     ground.close()
     return rows
+
+
+def heavy(folder: Path) -> Path:
+    return model_file(folder, HEAVY)
 
 
 def happened(row: Row) -> str:

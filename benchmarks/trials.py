@@ -22,7 +22,7 @@ from benchmarks.servers import Contender, Server
 
 WATCH_S = 0.1  # between two looks at /health
 LONG_S = 30.0  # the deadline that both servers have by themselves
-MOST = 1024  # connections
+MOST = 2048  # connections
 QUIET_S, QUIET_SHARE, SETTLE_S = 0.5, 0.15, 60.0  # a server has settled when it takes less of a core than this
 METRICS = {
     "restarts": "darkroom_worker_restarts_total",
@@ -68,7 +68,7 @@ class Ground:
 
     def server(self) -> Server:
         """The running server, if it is well, or else a new one."""
-        if self.running is None or not settled(self.running, self.images[0], within_s=10.0):
+        if self.running is None or not settled(self.running, self.images[0], within_s=20.0):
             self.close()
             self.running = self.stack.enter_context(self.fresh())
         return self.running
@@ -99,7 +99,7 @@ class Ground:
         images: Sequence[Image] = (),
     ) -> Row:
         """A row for a load with faults: its course, what /health told meanwhile, whether the server lives."""
-        course, row = self.loaded(server, load.schedule(rate, seconds), acts=acts, images=images)
+        course, row = self.loaded(server, load.schedule(rate, seconds) or [0.0], acts=acts, images=images)
         row |= {"scenario": name, "server": self.name, "rate": rate}
         self.plan.say(f"{self.name} {name}: {courses.by_status(row)}, {row['lost']} lost, {row['wrong']} wrong")
         return row | {"groups": {group: of_group(course, group) for group in ("good", "bad")}}

@@ -77,7 +77,7 @@ def test_faults(tmp_path: Path, models: Path) -> None:
 
     assert capacity["capacity"] > 0
     assert ["SIGKILL worker"] == [mark["name"] for mark in kill["marks"]]
-    assert 0 == kill["wrong"]
+    assert (0, 0) == (kill["lost"], kill["wrong"])
     assert kill["scheduled"] == sum(one["due"] for one in kill["timeline"])
 
 
