@@ -47,6 +47,7 @@ MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many t
 # glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
 # pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
 MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and the CPU allocator's words
 Module = Any  # a torch.jit.ScriptModule; its methods are known at run time only
 
 
@@ -76,6 +77,15 @@ class Sharing:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What was found to pay on this machine, so that another process need not try it again; fit for JSON."""
+
+    steps: dict[str, str]
+    threads: dict[str, int]  # by batch size, the most that pay
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Engine:
     """An artifact ready to predict. `steps` maps each optimisation step to "taken" or why it was dropped.
 
@@ -101,6 +111,11 @@ class Engine:
     def passes(self) -> int:
         """How many forward passes pay at once: on a CPU one a core up to `CPU_PASSES`, each on its share of them."""
         return LANES if self.lanes else min(CPU_PASSES, self.cores)
+
+    @property
+    def plan(self) -> Plan:
+        """How this engine came to be."""
+        return Plan(self.steps, {str(n): t for n, t in self.sharing.useful.items()}, self.batch_size)
 
     def rows(self, count: int) -> Tensor:
         """Room for `count` decoded images: uint8 (count, S, S, 3), pinned where a GPU reads it."""
@@ -129,6 +144,7 @@ class Engine:
         Thread-safe; passes on several threads overlap.
 
         Raises:
+            MemoryError: so many need more memory than there is.
             RuntimeError: the model failed on these images.
         """
         try:
@@ -137,7 +153,11 @@ class Engine:
                     return self.lanes.predict(rows)
                 with self.sharing.share(len(rows)):
                     return self.forward(torch.stack(tuple(rows)))
-        except torch.jit.Error as error:  # no RuntimeError by itself
+        except (RuntimeError, torch.jit.Error) as error:  # the latter is none of the former
+            if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                raise MemoryError(last_line(error)) from None
             raise RuntimeError(last_line(error)) from None
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -147,11 +167,17 @@ class Engine:
 
 
 def prepare(
-    artifact: Artifact, device: torch.device, dtype: str = "fp32", max_batch_size: int = 32, workers: int = 1
+    artifact: Artifact,
+    device: torch.device,
+    dtype: str = "fp32",
+    max_batch_size: int = 32,
+    workers: int = 1,
+    plan: Plan | None = None,
 ) -> Engine:
     """Bring a freshly loaded artifact to `device` and `dtype`, replay its goldens, optimise and warm it.
 
-    `workers` are the processes that share the cores.
+    `workers` are the processes that share the cores. With the `plan` of an engine that is the same in all this, steps
+    are proved but not timed again.
 
     Raises:
         ArtifactError: the goldens are not answered as stored, on this device in this dtype.
@@ -172,9 +198,13 @@ def prepare(
         difference = last_line(error)
     if difference:
         raise ArtifactError(artifact.path, f"its goldens' answers on {device} in {dtype}", difference)
-    for name, step in (CUDA_STEPS if device.type == "cuda" else CPU_STEPS).items():
-        engine = take(engine, name, step)
-    if device.type == "cpu":
+    steps = CUDA_STEPS if device.type == "cuda" else CPU_STEPS
+    if plan:
+        engine = follow(engine, plan, steps)
+    else:
+        for name, step in steps.items():
+            engine = take(engine, name, step)
+    if device.type == "cpu" and not plan:
         share_cores(engine)
         engine = limit_batches(engine)
     warm(engine)
@@ -233,6 +263,7 @@ def use_graphs(engine: Engine) -> Engine:
     return replace(engine, lanes=lanes)
 
 
+TAKEN = "taken"
 Step = Callable[[Engine], Engine]
 CPU_STEPS: dict[str, Step] = {
     "allocator": keep_memory,
@@ -252,8 +283,19 @@ def take(engine: Engine, name: str, step: Step) -> Engine:
             dropped = f"takes {share:.2f} times as long"
     except RuntimeError as error:
         dropped = last_line(error)
-    steps = {**engine.steps, name: f"dropped: {dropped}" if dropped else "taken"}
+    steps = {**engine.steps, name: f"dropped: {dropped}" if dropped else TAKEN}
     return replace(engine if dropped else candidate, steps=steps)
+
+
+def follow(engine: Engine, plan: Plan, steps: dict[str, Step]) -> Engine:
+    """The engine after the steps that the plan took."""
+    for name, step in steps.items():
+        if plan.steps[name] == TAKEN:
+            engine = step(engine)
+    if difference := golden_difference(engine):
+        raise ArtifactError(engine.artifact.path, "its goldens' answers after the steps taken before", difference)
+    engine.sharing.useful.update({int(n): threads for n, threads in plan.threads.items()})
+    return replace(engine, batch_size=plan.batch_size, steps=plan.steps)
 
 
 def time_share(before: Engine, after: Engine) -> float:

@@ -13,15 +13,17 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from torch import Tensor
 
-from models.engine import Engine
+from models.engine import Engine, sample
 from models.errors import ImageError
-from service.errors import DeadlineExceeded, Internal, NonFinite
+from models.formats import KNOWN_FORMATS
+from service.errors import ClientDisconnect, DeadlineExceeded, Internal, NonFinite, NotReady
 from service.logs import logger
 from service.metrics import (
     BATCH_SIZE,
@@ -36,7 +38,11 @@ from service.metrics import (
     Metrics,
 )
 from service.settings import Settings
-from service.transport import Answer, Item, Transport
+from service.transport import CANARY, Answer, Item, Transport
+
+BEAT_S = 0.25
+LONGEST_STEP_S = 5.0  # of decoding or a pass; beyond it a thread hangs. A passage of the slowest image takes 1.5 s
+PASSES = 20  # how many passes of a slow model that must at least be
 
 Ranking = list[tuple[int, float]]  # (class index, probability), highest first
 
@@ -66,17 +72,41 @@ class Pipeline:
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
         self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
+        self.busy_since: dict[str, float] = {}  # by thread: when it took up what it is at
+        self.pass_seconds = self.time_pass()
         self.threads = [
             threading.Thread(target=self.work, name=f"pipeline-{number}")
             for number in range(engine.passes + engine.cores)
         ]
 
-    def run(self) -> None:
-        """Work until no more can come and all is answered."""
+    def time_pass(self) -> float:
+        """How long a full batch takes, in seconds."""
+        rows = sample(self.engine, self.batch_size)
+        started = monotonic()
+        self.engine.predict(rows)
+        return monotonic() - started
+
+    def run(self, worker: int) -> None:
+        """Work as this worker until no more can come and all is answered."""
+        threading.Thread(target=self.beat, args=(worker,), name="beat", daemon=True).start()
         for thread in self.threads:
             thread.start()
         for thread in self.threads:
             thread.join()
+
+    def beat(self, worker: int) -> None:
+        """Show on the board that this process lives; end it when one of its threads hangs."""
+        longest = max(LONGEST_STEP_S, PASSES * self.pass_seconds)
+        while monotonic() - min(list(self.busy_since.values()), default=inf) < longest:
+            self.transport.beat(worker)
+            sleep(BEAT_S)
+        logger.critical("the worker hangs", extra={"seconds": longest})
+        os._exit(1)
+
+    def busy(self) -> float:
+        """This thread takes something up; the time."""
+        now = self.busy_since[threading.current_thread().name] = monotonic()
+        return now
 
     def work(self) -> None:
         """Receive, decode, predict; the end of one thread by a bug is the end of the worker."""
@@ -87,6 +117,7 @@ class Pipeline:
                         self.predict_waiting()
                     self.decode(item)
                 self.predict_waiting()
+                self.busy_since.pop(threading.current_thread().name, None)
         except BaseException:
             # Half a pipeline would keep requests and their room for ever.
             logger.critical("the worker failed", exc_info=True)
@@ -95,12 +126,12 @@ class Pipeline:
     def decode(self, item: Item) -> None:
         """Turn a body into pixels, or answer why not."""
         row = self.free_rows.get()
-        started = monotonic()
+        started = self.busy()
         try:
-            if started >= item.deadline:
-                raise DeadlineExceeded("The request's deadline passed before its turn came.")
-            self.engine.decode(self.transport.body(item), self.formats, self.max_pixels, row)
-        except (ImageError, DeadlineExceeded) as error:
+            self.refuse_unwanted(item, started)
+            formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
+            self.engine.decode(self.transport.body(item), formats, self.max_pixels, row)
+        except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:
             logger.exception("decoding failed", extra={"uid": item.uid})
@@ -108,9 +139,15 @@ class Pipeline:
         else:
             self.decoded.put(Decoded(item, row, started, monotonic()))
 
+    def refuse_unwanted(self, item: Item, now: float) -> None:
+        """Nothing is done for nobody."""
+        if now >= item.deadline:
+            raise DeadlineExceeded("The request's deadline passed before its turn came.")
+        if not self.transport.wanted(item):
+            raise ClientDisconnect("The client left before its turn came.")
+
     def refuse(self, item: Item, row: Tensor, code: str, detail: str) -> None:
         """Answer an image that leaves the queue without reaching the model."""
-        self.metrics.add(QUEUE_DEPTH, n=-1)
         self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
         self.free_rows.put(row)
 
@@ -140,9 +177,10 @@ class Pipeline:
             while len(batch) < self.batch_size:
                 left = until - monotonic()
                 image = self.decoded.get(left > 0, max(0.0, left))
-                if monotonic() >= image.item.deadline:
-                    detail = "The request's deadline passed in the queue."
-                    self.refuse(image.item, image.row, DeadlineExceeded.code, detail)
+                try:
+                    self.refuse_unwanted(image.item, monotonic())
+                except (DeadlineExceeded, ClientDisconnect) as error:
+                    self.refuse(image.item, image.row, error.code, str(error))
                     continue
                 batch.append(image)
                 if self.max_delay:
@@ -152,57 +190,72 @@ class Pipeline:
 
     def predict(self, batch: Sequence[Decoded]) -> None:
         """Predict and answer one batch; an image that the model fails on does not touch its neighbours."""
-        self.metrics.add(QUEUE_DEPTH, n=-len(batch))
-        self.metrics.observe(BATCH_SIZE, len(batch))
-        started = monotonic()
-        results = self.results([image.row for image in batch], max(image.item.top_k for image in batch))
+        counted = [number for number, image in enumerate(batch) if image.item.top_k != CANARY]
+        self.metrics.add(QUEUE_DEPTH, n=-len(counted))
+        started = self.busy()
+        results = self.results([image.row for image in batch], max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
         self.give_back(image.row for image in batch)
         decode = [image.finished - image.started for image in batch]
         queue = [started - image.item.accepted - time for image, time in zip(batch, decode, strict=True)]
-        for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
-            self.metrics.observe_each(STAGE_SECONDS, seconds, stage)
-        self.count(result for result in results if not isinstance(result, str))
+        if counted:
+            self.metrics.observe(BATCH_SIZE, len(counted))
+            for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
+                self.metrics.observe_each(STAGE_SECONDS, [seconds[number] for number in counted], stage)
+            self.count([results[number] for number in counted])
         answers: dict[int, list[Answer]] = {}
         for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
             answers.setdefault(image.item.process, []).append(answer(image.item, result, waited, decoding, inference))
+        self.metrics.add(QUEUE_DEPTH, n=len(counted))  # the answers take them off
         for process, together in answers.items():
             self.transport.answer(process, together)
 
-    def count(self, rankings: Iterable[Ranking]) -> None:
-        """Count what was predicted, and how surely."""
-        first = [ranking[0] for ranking in rankings]
+    def count(self, results: Sequence[Ranking | str]) -> None:
+        """Count what was predicted, and how surely, and what was not."""
+        first = [result[0] for result in results if not isinstance(result, str)]
         self.metrics.add(IMAGES, n=len(first))
         self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
         for index, _ in first:
             self.metrics.add(PREDICTIONS, self.classes[index])
+        for result in results:
+            if isinstance(result, str):
+                self.metrics.add(NONFINITE if result == NonFinite.code else ISOLATED_FAILURES)
 
     def results(self, rows: Sequence[Tensor], top_k: int) -> list[Ranking | str]:
         """For each row its `top_k` predictions, highest first, or the code of why there are none."""
         try:
             probabilities = self.engine.predict(rows)
-        except Exception:  # whatever it is, it must not keep the neighbours' answers back
+        except Exception as error:  # whatever it is, it must not keep the neighbours' answers back
             if len(rows) == 1:
                 logger.exception("the model failed on an image")
-                self.metrics.add(ISOLATED_FAILURES)
-                return [Internal.code]
-            self.metrics.add(BATCH_SPLITS)
-            return [result for row in rows for result in self.results([row], top_k)]
+                return [NotReady.code if isinstance(error, MemoryError) else Internal.code]
+            return self.halves(rows, top_k)
         highest = probabilities.topk(min(top_k, probabilities.size(1)))
         finite = probabilities.isfinite().all(1).tolist()
-        self.metrics.add(NONFINITE, n=finite.count(False))
         rankings = zip(highest.indices.tolist(), highest.values.tolist(), finite, strict=True)
         return [list(zip(indices, values, strict=True)) if ok else NonFinite.code for indices, values, ok in rankings]
+
+    def halves(self, rows: Sequence[Tensor], top_k: int) -> list[Ranking | str]:
+        """The same, in two passes; if it was the size that the model failed on, batches grow no larger any more."""
+        self.metrics.add(BATCH_SPLITS)
+        half = len(rows) - len(rows) // 2
+        results = self.results(rows[:half], top_k) + self.results(rows[half:], top_k)
+        failed = any(result in (Internal.code, NotReady.code) for result in results)
+        if half < self.batch_size and not failed:
+            self.batch_size = half
+            logger.warning("the model fails on larger batches", extra={"batch_size": half})
+        return results
 
 
 def answer(item: Item, result: Ranking | str, queue: float, decode: float, inference: float) -> Answer:
     """The answer to one image: the predictions that it asked for, or why there are none."""
     if isinstance(result, str):
         return Answer(item.uid, [], result, FAILURES[result])
-    return Answer(item.uid, result[: item.top_k], "", "", queue, decode, inference)
+    return Answer(item.uid, result[: max(1, item.top_k)], "", "", queue, decode, inference)
 
 
 FAILURES = {
     Internal.code: "The model failed on this image.",
+    NotReady.code: "The model ran out of memory on this image; try again.",
     NonFinite.code: "The model gave no finite probabilities for this image.",
 }

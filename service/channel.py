@@ -1,27 +1,56 @@
 """An HTTP process's end of the transport: admission, slots, deadlines, and who waits for which answer."""
 
 import asyncio
+import base64
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count, islice
-from math import inf
+from math import ceil, exp, inf
 from time import monotonic
 
-from service.errors import AtCapacity, DeadlineExceeded, NotReady, ServiceError, TooLarge, TooManyImages
+from service.errors import (
+    AtCapacity,
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    TooManyImages,
+)
 from service.metrics import QUEUE_DEPTH, Metrics
 from service.transport import (
-    LOST_UID,
+    CANARY,
+    CLAIMED,
+    CLAIMER,
+    HEADER_BYTES,
     MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
+    NO_UID,
     REQUEST,
+    UID,
+    WORD_BYTES,
     Answer,
     Item,
     Transport,
+    whole_words,
 )
 
-NONE = Answer(LOST_UID, [])
+NONE = Answer(NO_UID, [])
+LATE = "The request's deadline passed before it was answered."
+LOST = "The model worker was lost twice with this image; try again."
+LONGEST_RETRY_S = 60
+MEMORY_S = 1.0  # of the mean service time: what was that long ago counts a third
+OUTAGE_S = 0.5  # of a longer silence the service time learns nothing
+TICK_S = 0.25
+CANARY_AFTER_S = 0.75  # without an answer
+STALE_AFTER_S = 2.0  # without an answer, of a canary neither, nobody works
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+)  # a grey PNG
+PASSES = 3  # how many forward passes of a slow model such a silence may at least be
 
 
 class Slots:
@@ -66,6 +95,7 @@ class Pending:
     ) -> None:
         """`done` gets all answers in order, or `failed` the reason why not all come in time; never both."""
         self.answers: list[Answer] = [NONE] * count
+        self.uids = [NO_UID] * count
         self.missing = count
         self.deadline = deadline
         self.done: Callable[[Sequence[Answer]], None] | None = done
@@ -89,11 +119,43 @@ class Pending:
         """Nobody waits any more."""
         self.done = self.failed = None
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody still waits."""
+        return self.done is not None
+
+
+class Pace:
+    """How long an image takes while there is work, as a mean over about the last `MEMORY_S` seconds of work."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet, so nothing takes time."""
+        self.worked = self.served = 0.0
+        self.since = monotonic()
+
+    def idle(self) -> None:
+        """Work begins only now."""
+        self.since = monotonic()
+
+    def learn(self, images: int, outage: float) -> None:
+        """So many images have just been answered; a silence as long as an `outage` (seconds) before it is no work."""
+        now = monotonic()
+        seconds, self.since = now - self.since, now
+        if seconds < outage:
+            kept = exp(-seconds / MEMORY_S)
+            self.worked = self.worked * kept + seconds
+            self.served = self.served * kept + images
+
+    def wait(self, images: int) -> float:
+        """Seconds until so many images are answered."""
+        return images * self.worked / self.served if self.served else 0.0
+
 
 class Channel:
     """Sends images to the workers and brings their answers to whoever waits for them.
 
-    A slot is freed by the worker's answer alone, also when nobody waits for it any more: until then it may be read.
+    A slot is freed by the worker's answer, also when nobody waits for it any more: until then it may be read. What a
+    lost worker had is sent again, once.
     """
 
     def __init__(self, transport: Transport, process: int, capacity: int, metrics: Metrics) -> None:
@@ -105,13 +167,20 @@ class Channel:
         start = transport.slots_start + process * transport.share
         self.slots = Slots(start, start + transport.share)
         self.waiting: dict[int, tuple[Item, Pending, int]] = {}
+        self.images = 0  # that wait; canaries are none
+        self.retried: set[int] = set()
         self.backlog: deque[Item] = deque()
         self.flushing = False  # soon, or when the socket can take more
-        self.uids = count(LOST_UID + 1)
+        self.uids = count(NO_UID + 1)
+        self.pace = Pace()
+        self.canary = NO_UID
+        self.slowest = 0.0  # forward pass, seconds
+        self.answered_at = monotonic()
         self.loop = asyncio.get_running_loop()
         self.alarm = self.loop.call_soon(self.expire)  # rings at `earliest`, or before
         self.earliest = inf
-        self.arena = transport.arena
+        self.ticking = self.loop.call_later(TICK_S, self.tick)
+        self.arena, self.words = transport.arena, transport.words
         self.sender = transport.requests[0]
         self.receiver = transport.answers[process][1]
         self.sender.setblocking(False)
@@ -121,6 +190,7 @@ class Channel:
     def close(self) -> None:
         """Stop listening; let the workers see that this process sends no more."""
         self.alarm.cancel()
+        self.ticking.cancel()
         self.loop.remove_reader(self.receiver)
         self.loop.remove_writer(self.sender)
         self.sender.close()
@@ -137,39 +207,89 @@ class Channel:
 
         Raises:
             AtCapacity: too many images or bytes wait already.
+            Overloaded: so many wait that it would not be answered by its deadline.
             TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
-        if len(bodies) > self.capacity:
-            raise TooManyImages(f"The request has {len(bodies)} images; the capacity is {self.capacity}.")
-        if sum(map(len, bodies)) > self.transport.share:
-            raise TooLarge(f"The request's images are larger than the capacity of {self.transport.share} bytes.")
-        if len(self.waiting) + len(bodies) > self.capacity:
-            raise AtCapacity(
-                f"{len(self.waiting)} images are waiting; the capacity is {self.capacity}. Try again soon."
-            )
+        self.admit(bodies, deadline)
         offsets: list[int] = []
         for body in bodies:
-            offset = self.slots.take(len(body))
+            offset = self.slots.take(slot_bytes(len(body)))
             if offset is None:
                 for taken, given_back in zip(offsets, bodies, strict=False):
-                    self.slots.give(taken, len(given_back))
-                raise AtCapacity("The room for waiting bodies is full. Try again soon.")
+                    self.slots.give(taken, slot_bytes(len(given_back)))
+                raise AtCapacity("The room for waiting bodies is full. Try again soon.", self.retry_after())
             offsets.append(offset)
+        if not self.waiting:
+            self.pace.idle()
         pending = Pending(len(bodies), deadline, done, failed)
         accepted = monotonic()
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
-            self.arena[offset : offset + len(body)] = body
-            item = Item(self.process, next(self.uids), offset, len(body), top_k, accepted, deadline)
-            self.waiting[item.uid] = item, pending, position
-            self.backlog.append(item)
-        self.metrics.add(QUEUE_DEPTH, n=len(bodies))
+            start = offset + HEADER_BYTES
+            self.arena[start : start + len(body)] = body
+            self.send(Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline), pending, position)
+        if top_k != CANARY:
+            self.images += len(bodies)
+            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
+        if deadline < self.earliest:
+            self.wake(deadline)
+        return pending
+
+    def admit(self, bodies: Sequence[bytes], deadline: float) -> None:
+        """Refuse at the door what there is no room or no time for."""
+        if len(bodies) > self.capacity:
+            raise TooManyImages(f"The request has {len(bodies)} images; the capacity is {self.capacity}.")
+        if sum([slot_bytes(len(body)) for body in bodies]) > self.transport.share:
+            raise TooLarge(f"The request's images are larger than the capacity of {self.transport.share} bytes.")
+        if self.images + len(bodies) > self.capacity:
+            raise AtCapacity(
+                f"{self.images} images are waiting; the capacity is {self.capacity}. Try again soon.",
+                self.retry_after(),
+            )
+        wait, left = self.pace.wait(self.images + len(bodies)), deadline - monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(LATE)
+        if self.images and wait > left:
+            raise Overloaded(
+                f"{self.images} images are waiting; an answer would take {wait:.1f} s, after the request's deadline.",
+                self.retry_after(wait - left),
+            )
+
+    def retry_after(self, seconds: float = inf) -> dict[str, str]:
+        """The header that asks to come back when what waits now, or so many `seconds` of it, has been answered."""
+        until = min(seconds, self.pace.wait(self.images), LONGEST_RETRY_S)
+        return {"retry-after": str(max(1, ceil(until)))}
+
+    def send(self, item: Item, pending: Pending, position: int) -> None:
+        """Send an item whose body lies in its slot, under a uid of its own."""
+        uid = next(self.uids)
+        self.words[item.offset // WORD_BYTES + UID] = pending.uids[position] = uid
+        item = item._replace(uid=uid)
+        self.waiting[uid] = item, pending, position
+        self.backlog.append(item)
         if not self.flushing:
             # At the end of this turn of the event loop, together with what its other requests bring.
             self.loop.call_soon(self.flush)
             self.flushing = True
-        if deadline < self.earliest:
-            self.wake(deadline)
-        return pending
+
+    def cancel(self, pending: Pending) -> None:
+        """Nobody waits any more: what has not reached the model yet never will."""
+        pending.forget()
+        for uid in pending.uids:
+            if uid in self.waiting:
+                self.words[self.waiting[uid][0].offset // WORD_BYTES + UID] = NO_UID
+
+    def tick(self) -> None:
+        """Ask by a canary, on the way of all images, whether they are answered, where no image tells."""
+        self.ticking = self.loop.call_later(TICK_S, self.tick)
+        self.slowest = max((facts["pass_seconds"] for facts in self.transport.all_told()), default=self.slowest)
+        now = monotonic()
+        if self.canary not in self.waiting and now - self.answered_at > CANARY_AFTER_S:
+            with suppress(ServiceError):  # no room: images wait, and their answers will tell
+                self.canary = self.submit([PIXEL], CANARY, inf, ignore, ignore).uids[0]
+
+    def answering(self) -> bool:
+        """Whether answers come."""
+        return monotonic() - self.answered_at < max(STALE_AFTER_S, PASSES * self.slowest)
 
     def wake(self, deadline: float) -> None:
         """Look at deadlines again at this one."""
@@ -182,10 +302,10 @@ class Channel:
         now, self.earliest = monotonic(), inf
         late = {pending for _, pending, _ in self.waiting.values() if pending.deadline <= now}
         for pending in late:
-            pending.fail(DeadlineExceeded("The request's deadline passed before it was answered."))
-        left = [pending.deadline for _, pending, _ in self.waiting.values() if pending.deadline > now]
-        if left:
-            self.wake(min(left))
+            pending.fail(DeadlineExceeded(LATE))
+        left = min((pending.deadline for _, pending, _ in self.waiting.values() if pending.deadline > now), default=inf)
+        if left < inf:
+            self.wake(left)
 
     def flush(self) -> None:
         """Send what the socket takes; the rest follows when it can take more."""
@@ -212,22 +332,66 @@ class Channel:
             if not message:
                 self.loop.remove_reader(self.receiver)
                 return
+            served = 0
             for answer in Answer.unpack_all(message):
-                if answer.uid == LOST_UID:
-                    self.fail_all(answer)
+                if answer.uid == NO_UID:
+                    self.take_news(answer)
                 elif answer.uid in self.waiting:
-                    item, pending, position = self.waiting.pop(answer.uid)
-                    self.slots.give(item.offset, item.length)
-                    pending.put(position, answer)
+                    served += bool(answer.predictions) or answer.uid == self.canary
+                    self.free(answer.uid, answer)
+            if served:
+                self.answered_at = monotonic()
+                self.pace.learn(served, max(OUTAGE_S, PASSES * self.slowest))
 
-    def fail_all(self, answer: Answer) -> None:
-        """The service is about to end and none of these will be answered."""
-        waiting = list(self.waiting.values())
-        self.waiting.clear()
-        self.backlog.clear()
-        for item, pending, _ in waiting:
-            self.slots.give(item.offset, item.length)
-            pending.fail(NotReady(answer.detail))
+    def free(self, uid: int, answer: Answer) -> None:
+        """The item's slot is read no more, and this is its answer."""
+        item, pending, position = self.waiting.pop(uid)
+        self.retried.discard(uid)
+        self.words[item.offset // WORD_BYTES + UID] = NO_UID
+        self.slots.give(item.offset, slot_bytes(item.length))
+        if item.top_k != CANARY:
+            self.images -= 1
+            self.metrics.add(QUEUE_DEPTH, n=-1)
+        pending.put(position, answer)
+
+    def take_news(self, answer: Answer) -> None:
+        """A worker is lost, or all are for good."""
+        if answer.code:
+            for uid, (_, pending, _) in list(self.waiting.items()):
+                pending.fail(NotReady(answer.detail))
+                self.free(uid, NONE)
+            self.backlog.clear()
+        else:
+            ((pid, _),) = answer.predictions
+            for uid in list(self.waiting):
+                self.send_again(uid, pid)
+
+    def send_again(self, uid: int, lost: int) -> None:
+        """Send an item again if the `lost` worker (a process id) had it, or if nobody is known to have it."""
+        item, pending, position = self.waiting[uid]
+        at = item.offset // WORD_BYTES
+        claimed = self.words[at + CLAIMED] == uid
+        if claimed and self.words[at + CLAIMER] != lost:
+            return
+        if not pending.awaited:
+            self.free(uid, NONE)
+        elif claimed and uid in self.retried:  # it may be what workers die of
+            self.free(uid, Answer(uid, [], NotReady.code, LOST))
+        else:
+            del self.waiting[uid]
+            self.send(item, pending, position)
+            if claimed or uid in self.retried:
+                self.retried.add(pending.uids[position])
+            self.retried.discard(uid)
+
+
+def slot_bytes(length: int) -> int:
+    """What a body of this length takes of the arena."""
+    return HEADER_BYTES + whole_words(length + WORD_BYTES - 1)
+
+
+def ignore(_: object) -> None:
+    """What comes of a canary."""
 
 
 def together(items: Sequence[Item]) -> int:

@@ -98,6 +98,8 @@ class Call:
 
     def leave(self) -> None:
         """The client has left; nobody reads a reply."""
+        if self.pending is not None:
+            self.predict.channel().cancel(self.pending)
         error = ClientDisconnect("The client left before its answer.")
         self.predict.metrics.reject(error)
         self.close(DISCONNECTED, error.code)

@@ -141,6 +141,12 @@ class AtCapacity(Refused):
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "capacity"
 
 
+class Overloaded(Refused):
+    """So many images wait that the answer would come after the deadline."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+
+
 class NotReady(Refused):
     """No worker can answer."""
 

@@ -82,11 +82,13 @@ IMAGES_REJECTED = Family(
     "darkroom_images_rejected_total", "Images and requests with unusable input", ("reason",), each(REJECTIONS)
 )
 REQUESTS_IN_FLIGHT = Family("darkroom_requests_in_flight", "Requests being answered", gauge=True)
+# HTTP processes add what waits for an answer, workers subtract what is in a batch.
 QUEUE_DEPTH = Family("darkroom_queue_depth", "Images accepted and not yet in a batch", gauge=True)
 REFUSED = Family("darkroom_refused_total", "Requests refused or out of time", ("reason",), each(REFUSALS))
 DISCONNECTS = Family("darkroom_client_disconnects_total", "Clients that left before their answer")
 BATCH_SPLITS = Family("darkroom_batch_splits_total", "Batches split because the model failed on them")
 ISOLATED_FAILURES = Family("darkroom_isolated_failures_total", "Images that the model failed on alone")
+WORKER_RESTARTS = Family("darkroom_worker_restarts_total", "Workers lost and started again")
 NONFINITE = Family("darkroom_nonfinite_total", "Images that the model answered with NaN or infinity")
 PREDICTIONS = Family("darkroom_predictions_total", "First predictions", ("class",), (), seldom=True)
 CONFIDENCE = Family("darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS)
@@ -107,6 +109,7 @@ COUNTED = (
     BATCH_SPLITS,
     ISOLATED_FAILURES,
     NONFINITE,
+    WORKER_RESTARTS,
     PREDICTIONS,
     CONFIDENCE,
 )
@@ -155,6 +158,17 @@ class Metrics:
             for bucket in buckets:
                 self.cells[bucket] += 1
             self.cells[total] += sum(values)
+
+    def value(self, family: Family, *values: str) -> float:
+        """What this process has counted."""
+        return self.cells[self.places[family.name][values][0]]
+
+    def clear_gauges(self) -> None:
+        """What a lost process had under way is under way no more."""
+        for family in self.families:
+            if family.gauge:
+                for at, _ in self.places[family.name].values():
+                    self.cells[at] = 0
 
     def reject(self, error: AnyError) -> None:
         """Count what could not be answered, by its reason."""

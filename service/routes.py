@@ -22,23 +22,24 @@ from service.transport import FAILED, Transport
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build(manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics) -> list[Route]:
-    """The routes of an HTTP process."""
+def build(
+    manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics, answering: Callable[[], bool]
+) -> list[Route]:
+    """The routes of an HTTP process; `answering` tells whether its images are answered."""
 
     def models() -> Iterator[tuple[str, ...]]:
-        for worker in range(transport.workers):
-            if facts := transport.told(worker):
-                yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
+        for facts in transport.all_told():
+            yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
 
     scraping = Scrape(metrics, transport.all_cells(), models)
 
     def health(_: Request) -> Response:
-        facts = ready(transport)
+        facts = ready(transport, answering)
         model = {"name": manifest.name, "version": manifest.version}
         return JSONResponse({"status": "ready", "model": model, "device": facts["device"], "dtype": facts["dtype"]})
 
     def readyz(_: Request) -> Response:
-        ready(transport)
+        ready(transport, answering)
         return Response()
 
     def livez(_: Request) -> Response:
@@ -48,10 +49,10 @@ def build(manifest: Manifest, settings: Settings, transport: Transport, metrics:
 
     def info(_: Request) -> Response:
         limits = settings.model_dump(mode="json", exclude={"model", "host", "port"})
-        facts = transport.told(0) or {}
-        return JSONResponse(
-            {"manifest": manifest.model_dump(mode="json"), **facts, "limits": limits, "version": __version__}
-        )
+        facts = {"manifest": manifest.model_dump(mode="json"), "limits": limits, "version": __version__}
+        for told in transport.all_told()[:1]:
+            facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
+        return JSONResponse(facts)
 
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
@@ -79,17 +80,18 @@ def answered_before(_: Request) -> Response:
     raise AssertionError("POST /predict does not come here")
 
 
-def ready(transport: Transport) -> dict[str, Any]:
+def ready(transport: Transport, answering: Callable[[], bool]) -> dict[str, Any]:
     """The facts of a worker that will answer.
 
     Raises:
         NotReady, Draining: none will.
     """
     refuse_unready(transport.phase)
-    facts = transport.told(0)
-    if facts is None:
-        raise NotReady("No worker is ready.")
-    return facts
+    for facts in transport.all_told():
+        if not answering():
+            raise NotReady("The model worker does not answer.")
+        return facts
+    raise NotReady("No worker is ready; another is being started.")
 
 
 def application(app: Starlette) -> ASGIApp:

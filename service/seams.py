@@ -20,6 +20,8 @@ METHODS: dict[type[Any], dict[str, str]] = {
     litserve.LitServer: {
         "_init_manager": "self num_api_servers",
         "_start_server": "self port num_uvicorn_servers log_level sockets uvicorn_worker_type kwargs",
+        "launch_inference_worker": "self lit_api",
+        "launch_single_inference_worker": "self lit_api worker_id",
         "verify_worker_status": "self",
         "lifespan": "self app",
     },

@@ -6,7 +6,8 @@
     └─ http     (one or more, forked) uvicorn -> boundary -> routes; no torch here
 
 LitServe 0.2.19 is extended through these names, held by tests/service/test_litserve_contract.py: `_init_manager`,
-`_transport`, `litapi_request_queues`, `_start_server`, `_monitor_workers`, `verify_worker_status`, `inference_workers`.
+`_transport`, `litapi_request_queues`, `launch_inference_worker`, `launch_single_inference_worker`, `inference_workers`,
+`verify_worker_status`, `_start_server`, `_monitor_workers`.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import litserve
@@ -38,6 +39,7 @@ from service.logs import logger
 from service.metrics import Metrics
 from service.protocol import Protocol
 from service.settings import Settings
+from service.supervisor import Berth, Supervisor
 from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
 from service.worker import Worker, end_with_parent
 
@@ -52,9 +54,9 @@ class StartError(Exception):
 class Idle(MessageTransport):
     """Stands where LitServe expects its own transport: answers come through `Channel`, so nothing is ever received."""
 
-    def __init__(self, transport: Transport) -> None:
-        """Closing it tells the workers that the main process sends nothing."""
-        self.transport = transport
+    def __init__(self, stop: Callable[[], None]) -> None:
+        """LitServe closes it when it begins to stop."""
+        self.stop = stop
         self.cancelled = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,8 +77,8 @@ class Idle(MessageTransport):
             self.cancelled = True
 
     def close(self, **_: Any) -> None:
-        """Called by LitServe when it begins to stop."""
-        self.transport.close_requests()
+        """LitServe begins to stop."""
+        self.stop()
 
 
 class Server(litserve.LitServer):
@@ -95,18 +97,22 @@ class Server(litserve.LitServer):
         self.settings, self.holder = settings, holder
         if len(manifest.classes) > MAX_CLASSES:
             raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
-        workers = len(self.devices) * settings.workers
+        self.wanted = [*range(len(self.devices))] * settings.workers
+        places = len(self.wanted) + settings.spares
+        self.berths = [Berth(index, index % len(self.devices)) for index in range(places)]
         self.metrics = Metrics(manifest.classes)
-        self.transport = Transport(settings.http_processes, workers, settings.capacity_bytes, self.metrics.size)
+        self.transport = Transport(settings.http_processes, places, settings.capacity_bytes, self.metrics.size)
+        watching = Metrics(manifest.classes)
+        self.supervisor = Supervisor(self.transport, watching, self.berths, self.wanted, self.launch)
         self.sockets = [holder]
         self.channel: Channel | None = None
-        self.failed = threading.Event()
         self.manager: Any = None
-        self._monitor_workers = False  # `watch` replaces it
+        self.stopping = False
+        self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         self.journal = Journal(self.metrics, settings.access_log)
         self.predict = Predict(manifest, settings, self.journal, self.open_channel)
-        table = routes.build(manifest, settings, self.transport, self.metrics)
+        table = routes.build(manifest, settings, self.transport, self.metrics, lambda: self.open_channel().answering())
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
@@ -126,8 +132,24 @@ class Server(litserve.LitServer):
             ) from None
         self.transport.connect()
         self.litapi_request_queues[self.lit_api.api_path] = self.transport
-        self._transport = Idle(self.transport)
+        self._transport = Idle(self.stop)
         return manager
+
+    def launch_inference_worker(self, _: Any) -> list[BaseProcess]:
+        """The first workers; spares are left to the supervisor."""
+        for berth in self.berths[: len(self.wanted)]:
+            self.launch(berth)
+            berth.serve()
+        return []  # `launch` keeps the list itself
+
+    def launch(self, berth: Berth) -> None:
+        """Start a worker process in an empty berth."""
+        worker: Worker = self.lit_api
+        worker.berth = berth.index
+        worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
+        berth.process = self.launch_single_inference_worker(worker, berth.device)
+        worker.orders.close()
+        self.inference_workers[:] = [berth.process for berth in self.berths if berth.process]
 
     def verify_worker_status(self) -> None:
         """Wait until every worker has proved the artifact; stop at the first that cannot."""
@@ -144,8 +166,11 @@ class Server(litserve.LitServer):
     def _start_server(self, port: int, num: int, log_level: str, _: Any, kind: str, **kwargs: Any) -> dict[int, Any]:
         kwargs.pop("fd")
         processes: dict[int, Any] = super()._start_server(port, num, log_level, self.sockets, kind, **kwargs)
-        everyone = [*processes.values(), *self.inference_workers]
-        threading.Thread(target=self.watch, args=(everyone,), name="watch", daemon=True).start()
+        http, workers = list(processes.values()), self.inference_workers
+        others = multiprocessing.active_children()
+        self.supervisor.http = http
+        self.supervisor.manager = [child for child in others if child not in http and child not in workers]
+        threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
         self.announce()
         return processes
 
@@ -153,26 +178,22 @@ class Server(litserve.LitServer):
         """Say that the service answers, once it does."""
         address = self.holder.getsockname()
         while not answers(address):
-            if self.failed.wait(0.01):
+            if self.transport.phase == FAILED:
                 return
+            sleep(0.01)
+        (facts, *_) = self.transport.all_told()
+        self.lit_api.plan = facts["plan"]
         self.transport.phase = READY
-        banner(self.settings, address, self.transport.told(0) or {})
+        banner(self.settings, address, facts)
 
-    def watch(self, processes: list[BaseProcess]) -> None:
-        """End the service when a process that it cannot do without has ended."""
-        wait([process.sentinel for process in processes])
-        if self.transport.phase == DRAINING:
-            return
-        dead = next(process for process in processes if wait([process.sentinel], timeout=0))
-        dead.join()
-        logger.error("a process ended unexpectedly; stopping", extra={"lost": dead.name, "exit_code": dead.exitcode})
-        self.failed.set()
-        self.transport.phase = FAILED
-        self.transport.lost()
-        os.kill(os.getpid(), signal.SIGTERM)
+    def stop(self) -> None:
+        """The main process sends the workers nothing more."""
+        self.stopping = True
+        self.transport.close_requests()
 
     def close(self) -> None:
         """However the service ends, no child outlives it."""
+        self.supervisor.close()
         if self.manager is not None:
             self.manager.shutdown()  # by itself, so that it removes its folder
         for child in multiprocessing.active_children():
@@ -265,6 +286,10 @@ def run(settings: Settings, manifest: Manifest) -> int:
     """
     started = monotonic()
     logs.configure(settings.log_format)
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise StartError(f"no folder for temporary files (a few sockets) can be written: {error.strerror}") from None
     server = Server(settings, manifest, hold_port(settings.host, settings.port))
     main = os.getpid()
     # Also for LitServe's manager, which nothing else would end if this process were killed.
@@ -277,13 +302,15 @@ def run(settings: Settings, manifest: Manifest) -> int:
         # LitServe stops its children on KeyboardInterrupt only; plain SIGTERM would orphan them.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not server.failed.is_set():
+        if server.transport.phase != FAILED:
             server.transport.phase = DRAINING
-        raise KeyboardInterrupt
+        if not server.stopping:  # LitServe stops already when its manager is lost, and must not be interrupted
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    with suppress(KeyboardInterrupt), closing(server):  # interrupted while loading
+    # Interrupted while loading; or the manager is lost, as the supervisor tells.
+    with suppress(KeyboardInterrupt, EOFError, ConnectionError), closing(server):
         server.run(
             host="127.0.0.1",
             port=8000,  # neither is used: `fd` replaces them
@@ -301,4 +328,4 @@ def run(settings: Settings, manifest: Manifest) -> int:
             ws="none",
         )
         logger.info("stopped", extra={"seconds": round(monotonic() - started, 1)})
-    return 1 if server.failed.is_set() else 0
+    return 1 if server.transport.phase == FAILED else 0

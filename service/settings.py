@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     )
     dtype: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="number format of the network")
     workers: int = Field(1, ge=1, le=64, description="model workers on each device")
+    spares: int = Field(0, ge=0, le=64, description="loaded workers in reserve; one takes over at once from a lost one")
     http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")
     max_batch_size: int = Field(
         32, ge=1, le=1024, description="most images in one forward pass; on a CPU fewer, if more do not pay"

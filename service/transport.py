@@ -10,14 +10,18 @@ A SEQPACKET message is atomic in the kernel: many may send and receive on one so
 nothing that the others need. Descriptors of small bodies that come together travel together.
 
     arena:  board | cells of metrics, a part for each process | slots, a part for each HTTP process
+    slot:   uid | claimed uid | claimer | body
 
-On the board processes tell the others how they are. Whoever has a part writes it alone.
+On the board processes tell the others how they are. Whoever has a part writes it alone, but for claims: a worker that
+takes an item writes the item's uid and its own process id over the body. So it is known what a lost worker had, and an
+item whose uid no longer stands in its slot was given up by the HTTP process, or sent again under another uid.
 """
 
 import ctypes
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -25,9 +29,15 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain
 from multiprocessing.reduction import DupFd
+from time import monotonic
 from typing import Any, NamedTuple
 
-ENTRY_BYTES = 2048  # of the board: the first entry holds the phase, then one a worker
+ENTRY_BYTES = 2048  # of the board: the first entry holds the phase, then one a worker: beat, length of facts, facts
+BEAT, LENGTH = struct.Struct("d"), struct.Struct("I")  # native, so written in one piece
+FACTS_BYTES = ENTRY_BYTES - BEAT.size - LENGTH.size
+WORD_BYTES = 8
+UID, CLAIMED, CLAIMER = range(3)  # words (uint64) before a body
+HEADER_BYTES = 3 * WORD_BYTES
 DOUBLE_BYTES = ctypes.sizeof(ctypes.c_double)
 LOADING, READY, DRAINING, FAILED = range(4)
 REQUEST = struct.Struct("<HQQIIdd")
@@ -40,11 +50,13 @@ MESSAGE_BODIES_BYTES = 32 * 1024
 # Below Linux's default net.core.wmem_max (212,992), which bounds a message.
 MESSAGE_BYTES = 128 * 1024
 MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
-LOST_UID = 0  # the answer that says: no worker will answer any more
+PATIENCE_S = 1  # with an HTTP process that does not listen
+NO_UID = 0  # of an empty slot; an answer with it tells what befell a worker
+CANARY = 0  # the `top_k` of an item that only asks whether it is answered; counted nowhere
 
 
 class Item(NamedTuple):
-    """One image on its way to a worker: whose it is, where its body lies, how many predictions by when.
+    """One image on its way to a worker: whose it is, where its slot lies, how many predictions by when.
 
     `accepted` and `deadline` are seconds of CLOCK_MONOTONIC, which Linux shares between processes.
     """
@@ -109,10 +121,15 @@ class Transport:
         self.processes, self.workers, self.counted = processes, workers, cells
         self.board_bytes = (1 + workers) * ENTRY_BYTES
         self.slots_start = self.board_bytes + (processes + workers) * cells * DOUBLE_BYTES
-        self.share = capacity_bytes // processes
+        self.share = whole_words(capacity_bytes // processes)
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.slots_start + self.share * processes)
+        self.map()
+
+    def map(self) -> None:
+        """See the arena as bytes and as words."""
         self.arena = mmap.mmap(self.fd, 0)
+        self.words = memoryview(self.arena).cast("Q")
 
     def connect(self) -> None:
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
@@ -123,7 +140,8 @@ class Transport:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[1]
         senders = [sender for sender, _ in self.answers]
-        plain = {name: value for name, value in vars(self).items() if name not in ("arena", "requests", "answers")}
+        mapped = ("arena", "words", "requests", "answers")
+        plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -131,7 +149,7 @@ class Transport:
         receiver, senders = state.pop("ends")
         vars(self).update(state)
         self.fd = state["fd"].detach()
-        self.arena = mmap.mmap(self.fd, 0)
+        self.map()
         self.view = memoryview(self.arena).toreadonly()
         self.requests = (None, receiver)  # type: ignore[assignment]
         self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
@@ -139,13 +157,30 @@ class Transport:
     # The worker's side
 
     def receive(self) -> list[Item]:
-        """Wait for the next images, a few at most; none when no HTTP process is left to send any."""
-        message = self.requests[1].recv(MESSAGE_IMAGES * REQUEST.size)
-        return [Item._make(fields) for fields in REQUEST.iter_unpack(message)]
+        """Wait for the next images, a few at most, and claim them; none when no HTTP process is left to send any."""
+        while message := self.requests[1].recv(MESSAGE_IMAGES * REQUEST.size):
+            if items := [item for fields in REQUEST.iter_unpack(message) if self.claim(item := Item._make(fields))]:
+                return items
+        return []
+
+    def claim(self, item: Item) -> bool:
+        """Take an item as this worker's, unless it has been given up; then its slot is given back."""
+        if self.wanted(item):
+            at = item.offset // WORD_BYTES
+            self.words[at + CLAIMER] = os.getpid()
+            self.words[at + CLAIMED] = item.uid
+            return True
+        self.answer(item.process, [Answer(item.uid, [], "client_disconnect")])
+        return False
+
+    def wanted(self, item: Item) -> bool:
+        """Whether somebody still waits for the item's answer."""
+        return self.words[item.offset // WORD_BYTES + UID] == item.uid
 
     def body(self, item: Item) -> memoryview:
         """The item's body where it lies; valid until it is answered."""
-        return self.view[item.offset : item.offset + item.length]
+        start = item.offset + HEADER_BYTES
+        return self.view[start : start + item.length]
 
     def answer(self, process: int, answers: Iterable[Answer]) -> None:
         """Send answers to one HTTP process, in as few messages as their size allows."""
@@ -181,30 +216,69 @@ class Transport:
 
     def tell(self, worker: int, facts: dict[str, Any]) -> None:
         """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
-        text, at = json.dumps(facts).encode(), (1 + worker) * ENTRY_BYTES
-        assert len(text) <= ENTRY_BYTES - 4, "facts are a few short words"
-        self.arena[at + 4 : at + 4 + len(text)] = text
-        self.arena[at : at + 4] = len(text).to_bytes(4, "little")
+        text, at = json.dumps(facts).encode(), (1 + worker) * ENTRY_BYTES + BEAT.size
+        assert len(text) <= FACTS_BYTES, "facts are a few short words"
+        self.arena[at + LENGTH.size : at + LENGTH.size + len(text)] = text
+        LENGTH.pack_into(self.arena, at, len(text))
 
     def told(self, worker: int) -> dict[str, Any] | None:
         """The facts of a ready worker, else None."""
-        at = (1 + worker) * ENTRY_BYTES
-        length = int.from_bytes(self.arena[at : at + 4], "little")
-        facts: dict[str, Any] | None = json.loads(self.arena[at + 4 : at + 4 + length]) if length else None
+        at = (1 + worker) * ENTRY_BYTES + BEAT.size
+        (length,) = LENGTH.unpack_from(self.arena, at)
+        facts: dict[str, Any] | None = (
+            json.loads(self.arena[at + LENGTH.size : at + LENGTH.size + length]) if length else None
+        )
         return facts
+
+    def all_told(self) -> list[dict[str, Any]]:
+        """The facts of all ready workers."""
+        return [facts for worker in range(self.workers) if (facts := self.told(worker))]
+
+    def beat(self, worker: int) -> None:
+        """A worker lives."""
+        BEAT.pack_into(self.arena, (1 + worker) * ENTRY_BYTES, monotonic())
+
+    def last_beat(self, worker: int) -> float:
+        """When a worker last lived, in seconds of CLOCK_MONOTONIC; zero if it never has."""
+        (beat,) = BEAT.unpack_from(self.arena, (1 + worker) * ENTRY_BYTES)
+        return float(beat)
 
     # The main process's side
 
-    def lost(self) -> None:
-        """Tell the HTTP processes that what they wait for will not be answered."""
-        told = Answer(LOST_UID, [], "not_ready", "The model worker was lost; try again.").pack()
+    def clear(self, worker: int) -> None:
+        """A worker is no more."""
+        start = (1 + worker) * ENTRY_BYTES
+        self.arena[start : start + BEAT.size + LENGTH.size] = bytes(BEAT.size + LENGTH.size)
+
+    def lost(self, pid: int) -> None:
+        """Tell the HTTP processes that a worker is no more."""
+        self.tell_all(Answer(NO_UID, [(pid, 0.0)]))
+
+    def give_up(self, detail: str) -> None:
+        """Tell the HTTP processes that what they wait for will not be answered, and why."""
+        self.tell_all(Answer(NO_UID, [], "not_ready", detail))
+
+    def tell_all(self, answer: Answer) -> None:
+        """Send the same to every HTTP process."""
         for sender, _ in self.answers:
-            with suppress(OSError):  # one that does not listen must not keep the others waiting
-                sender.send(told, socket.MSG_DONTWAIT)
+            # One that does not listen must not keep the others waiting for ever.
+            if writable(sender, PATIENCE_S):
+                with suppress(OSError):
+                    sender.send(answer.pack(), socket.MSG_DONTWAIT)
 
     def close_requests(self) -> None:
         """Give up the main process's sending end, so that workers end when the HTTP processes have."""
         self.requests[0].close()
+
+
+def writable(sender: socket.socket, seconds: float) -> bool:
+    """Whether the socket can take a message within so many seconds."""
+    return bool(select.select([], [sender], [], seconds)[1])
+
+
+def whole_words(length: int) -> int:
+    """The most bytes up to `length` that are whole words."""
+    return length // WORD_BYTES * WORD_BYTES
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

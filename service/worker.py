@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import litserve
@@ -28,6 +29,10 @@ class Worker(litserve.LitAPI):
     """LitServe's seam for the model. Pickled into the spawned process; `setup` runs there."""
 
     engine: "Engine"
+    # Told to each process before it is started.
+    berth: int  # which worker or spare it is
+    orders: Connection  # a message here sends it to work
+    plan: dict[str, Any] | None = None  # the engine's of a worker before it
 
     def __init__(self, settings: Settings) -> None:
         """Batching is the loop's, so LitServe is told of none."""
@@ -52,19 +57,17 @@ class Worker(litserve.LitAPI):
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
         from models import artifact, engine
 
+        plan = engine.Plan(**self.plan) if self.plan else None
         try:
             chosen = engine.choose(self.settings.device, device, self.settings.dtype)
             loaded = artifact.load(self.settings.model)
             workers = self.settings.workers if chosen.type == "cpu" else 1
-            self.engine = engine.prepare(loaded, chosen, self.settings.dtype, self.settings.max_batch_size, workers)
+            self.engine = engine.prepare(
+                loaded, chosen, self.settings.dtype, self.settings.max_batch_size, workers, plan
+            )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
-
-    def ready(self, transport: Transport, worker_id: int) -> None:
-        """Show on the board what this worker serves."""
-        device, dtype = str(self.engine.device), self.engine.dtype
-        transport.tell(worker_id, {"device": device, "dtype": dtype, "optimisation_steps": self.engine.steps})
 
     def predict(self, x: Any, **_: Any) -> Any:
         """LitServe wants the method; the batching loop calls the engine."""
@@ -80,14 +83,24 @@ class BatchingLoop(LitLoop):
         self.settings = settings
 
     def __call__(self, lit_api: Worker, device: str, worker_id: int, request_queue: Transport, *_: object) -> None:
-        """Serve until the last HTTP process has closed its end."""
+        """Wait for the order, then serve until the last HTTP process has closed its end."""
+        from dataclasses import asdict
+
         from service.batching import Pipeline
 
-        metrics = Metrics(lit_api.engine.artifact.manifest.classes)
-        metrics.cells = request_queue.cells(request_queue.processes + worker_id)
-        pipeline = Pipeline(lit_api.engine, request_queue, self.settings, metrics)
-        lit_api.ready(request_queue, worker_id)
-        pipeline.run()
+        engine, transport, berth = lit_api.engine, request_queue, lit_api.berth
+        metrics = Metrics(engine.artifact.manifest.classes)
+        metrics.cells = transport.cells(transport.processes + berth)
+        pipeline = Pipeline(engine, transport, self.settings, metrics)
+        transport.beat(berth)  # loaded
+        try:
+            lit_api.orders.recv_bytes()
+        except EOFError:  # the service ends, and this spare was never needed
+            os._exit(0)
+        facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": pipeline.pass_seconds}
+        transport.tell(berth, facts | {"plan": asdict(engine.plan)})
+        pipeline.run(berth)
+        os._exit(0)  # taking torch down takes seconds, in which nothing is left to do
 
 
 def end_with_parent(parent: int) -> None:

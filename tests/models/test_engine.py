@@ -1,9 +1,10 @@
 """The engine: the goldens decide, and the clock; nothing that makes it fast touches any answer."""
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -106,6 +107,27 @@ def test_each_step_on_the_cpu_is_taken_or_said_why_not(prepared: Engine) -> None
     assert {*CPU_STEPS, "threads", "batch_size"} == set(prepared.steps)
     assert all(prepared.steps[name].startswith(("taken", "dropped: takes ")) for name in CPU_STEPS)
     assert "from batch size 1" in prepared.steps["threads"]
+
+
+def test_another_process_follows_the_plan_and_answers_the_same(
+    prepared: Engine, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = engine.Plan(**json.loads(json.dumps(asdict(prepared.plan))))
+    monkeypatch.setattr(engine, "race", None)  # nothing is timed again
+    again = engine.prepare(artifact.load(saved), CPU, max_batch_size=6, plan=plan)
+
+    assert plan == again.plan
+    torch.testing.assert_close(prepared.predict(engine.sample(prepared, 3)), again.predict(engine.sample(again, 3)))
+
+
+def test_want_of_memory_is_told_from_other_failures(plain: Engine) -> None:
+    for message, kind in (("CUDA out of memory. Tried", MemoryError), ("shapes do not fit", RuntimeError)):
+
+        def fail(_: Tensor, message: str = message) -> Tensor:
+            raise RuntimeError(message)
+
+        with pytest.raises(kind, match=message[:10]):
+            replace(plain, module=fail).predict(engine.sample(plain, 1))
 
 
 def test_a_step_that_pays_is_taken(plain: Engine) -> None:

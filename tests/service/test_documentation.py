@@ -11,6 +11,7 @@ METRICS = {
     *("requests_total", "request_duration_seconds", "requests_in_flight", "stage_duration_seconds"),
     *("batch_size", "queue_depth", "images_total", "images_rejected_total", "refused_total"),
     *("client_disconnects_total", "batch_splits_total", "isolated_failures_total", "nonfinite_total"),
+    "worker_restarts_total",
     *("model_info", "predictions_total", "prediction_confidence"),
 }
 

@@ -55,4 +55,4 @@ def test_a_picture_that_the_model_raises_for_is_a_500_of_its_own(faulty: Service
     assert "internal" == replies[2].json()["code"]
     assert "black" not in replies[2].text
     assert 1 == faulty.sample("darkroom_isolated_failures_total")
-    assert 1 == faulty.sample("darkroom_batch_splits_total")
+    assert 2 == faulty.sample("darkroom_batch_splits_total")  # into halves, and one half again

@@ -66,6 +66,8 @@ def test_the_server_is_made_with_arguments_that_it_has() -> None:
 def test_the_server_has_the_private_names_with_their_arguments() -> None:
     server = litserve.LitServer
 
+    assert ["self", "lit_api"] == parameters(server.launch_inference_worker)
+    assert ["self", "lit_api", "worker_id"] == parameters(server.launch_single_inference_worker)
     assert ["self", "num_api_servers"] == parameters(server._init_manager) == parameters(Server._init_manager)
     assert ["self"] == parameters(server.verify_worker_status) == parameters(Server.verify_worker_status)
     expected = ["self", "port", "num_uvicorn_servers", "log_level", "sockets", "uvicorn_worker_type", "kwargs"]
@@ -135,11 +137,13 @@ def test_http_processes_are_forked_and_know_their_number() -> None:
 
 
 def test_workers_are_spawned_with_our_queue_and_transport() -> None:
-    launch = source(litserve.LitServer.launch_inference_worker)
+    launch = source(litserve.LitServer.launch_single_inference_worker)
 
     assert 'mp.get_context("spawn")' in launch
     given = ["lit_api", "device", "worker_id", "self._get_request_queue(lit_api.api_path)", "self._transport"]
     assert ",".join(given) in re.sub(r"\s", "", launch)
+    assert "device = inference_workers_config[worker_id]" in launch
+    assert "return self.devices * wpd" in source(litserve.LitServer._inference_workers_config_for_api)
     assert given[:3] == parameters(inference_worker)[:3]
     assert ["request_queue", "transport"] == parameters(inference_worker)[3:5]
 

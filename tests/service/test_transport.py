@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import math
+import os
 import pickle
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,14 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.channel import Channel, Slots
-from service.errors import AtCapacity, DeadlineExceeded, NotReady, TooLarge, TooManyImages
-from service.metrics import Metrics, Scrape
+from service.channel import STALE_AFTER_S, Channel, Pace, Slots
+from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
+from service.metrics import QUEUE_DEPTH, Metrics, Scrape
 from service.transport import (
+    CANARY,
+    CLAIMED,
+    CLAIMER,
+    HEADER_BYTES,
     MAX_CLASSES,
     MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
+    WORD_BYTES,
     Answer,
     Item,
     Transport,
@@ -151,7 +157,8 @@ async def soon(*requests: Replies) -> list[Answer]:
 
 def body(transport: Transport, item: Item) -> bytes:
     """What lies in the item's slot."""
-    return transport.arena[item.offset : item.offset + item.length]
+    start = item.offset + HEADER_BYTES
+    return transport.arena[start : start + item.length]
 
 
 def done(items: Iterable[Item]) -> list[Answer]:
@@ -225,17 +232,17 @@ def test_the_worker_sees_the_end_when_the_last_sender_has_closed() -> None:
 
 def test_a_request_is_accepted_whole_or_not_at_all() -> None:
     async def scenario() -> None:
-        with connected(capacity=3, room=1000) as (transport, channel):
-            first = submit(channel, [b"x" * 500])
+        with connected(capacity=3, room=1000 + 3 * HEADER_BYTES) as (transport, channel):
+            first = submit(channel, [b"x" * 496])
             with pytest.raises(AtCapacity, match="capacity is 3"):
                 submit(channel, [b"x"] * 3)
             with pytest.raises(AtCapacity, match="room"):
                 submit(channel, [b"x" * 300, b"y" * 300])
-            second = submit(channel, [b"x" * 499, b"x"])
+            second = submit(channel, [b"x" * 496, b"x"])
             transport.answer(0, done(await taken(transport, 3)))
             await soon(first, second)
 
-            submit(channel, [b"x" * 1000])
+            submit(channel, [b"x" * (1000 + 2 * HEADER_BYTES)])
 
     asyncio.run(scenario())
 
@@ -404,19 +411,19 @@ def test_http_processes_share_capacity_and_room_equally() -> None:
         ):
             with pytest.raises(TooManyImages, match="capacity is 2"):
                 submit(channel, [b"x"] * 3)
-            with pytest.raises(TooLarge, match="capacity of 500 bytes"):
-                submit(channel, [b"x" * 501])
+            with pytest.raises(TooLarge, match="capacity of 496 bytes"):
+                submit(channel, [b"x" * 473])
 
     asyncio.run(scenario())
 
 
-def test_a_lost_worker_fails_all_that_waits_in_every_process() -> None:
+def test_a_service_that_gives_up_fails_all_that_waits_in_every_process() -> None:
     async def scenario() -> list[Sequence[Answer] | BaseException]:
         with transported(processes=2) as transport, ExitStack() as open_channels:
             channels = [open_channels.enter_context(opened(transport, process)) for process in range(2)]
             requests = [submit(channel, [b"x"] * images) for channel in channels for images in (1, 4)]
             await taken(transport, 3)
-            transport.lost()
+            transport.give_up("no worker")
             found = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), SOON_S)
             for channel in channels:
                 channel.submit([b"y"] * 5, 1, math.inf, unexpected, unexpected)  # there is room again
@@ -425,12 +432,124 @@ def test_a_lost_worker_fails_all_that_waits_in_every_process() -> None:
     assert [NotReady] * 4 == [type(failed) for failed in asyncio.run(scenario())]
 
 
+def test_what_a_lost_worker_had_is_sent_again_once_and_what_another_has_is_left_to_it() -> None:
+    async def scenario() -> list[Answer]:
+        with connected(capacity=10) as (transport, channel):
+            requests = [submit(channel, [name]) for name in (b"lost", b"living", b"on its way")]
+            first, second, _ = await taken(transport, 3)
+            unclaim(transport, first)
+            transport.words[second.offset // WORD_BYTES + CLAIMER] = 1
+            transport.claim(first)
+            transport.lost(os.getpid())
+            again = await taken(transport, 2)
+            assert [b"lost", b"on its way"] == [body(transport, item) for item in again]
+            assert not {first.uid, second.uid} & {item.uid for item in again}
+
+            transport.lost(os.getpid())
+            transport.answer(0, done([first, second]))  # the first's is an echo of what was lost
+            return await soon(*requests)
+
+    answers = asyncio.run(scenario())
+    assert ["not_ready", "", "not_ready"] == [answer.code for answer in answers]
+    assert [(6, 0.5)] == answers[1].predictions
+
+
+def unclaim(transport: Transport, item: Item) -> None:
+    """As if it had not reached a worker yet."""
+    transport.words[item.offset // WORD_BYTES + CLAIMED] = 0
+
+
+def test_what_no_worker_had_is_sent_again_however_often_workers_are_lost() -> None:
+    async def scenario() -> list[Answer]:
+        with connected(capacity=10) as (transport, channel):
+            request = submit(channel, [b"patient"])
+            for _ in range(3):
+                (item,) = await taken(transport, 1)
+                unclaim(transport, item)
+                transport.lost(os.getpid())
+            transport.answer(0, done(await taken(transport, 1)))
+            return await soon(request)
+
+    assert [(7, 0.5)] == asyncio.run(scenario())[0].predictions
+
+
+def test_what_the_client_no_longer_waits_for_is_not_taken_and_its_room_comes_back() -> None:
+    async def scenario() -> None:
+        with connected(capacity=1) as (transport, channel):
+            pending = channel.submit([b"left"], 1, math.inf, unexpected, unexpected)
+            channel.cancel(pending)
+            receiving = asyncio.create_task(asyncio.to_thread(transport.receive))
+            while channel.images:
+                await asyncio.sleep(0)
+            submit(channel, [b"next"])
+            assert [b"next"] == [body(transport, item) for item in await receiving]
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
+
+
+def test_what_a_worker_has_taken_is_not_wanted_any_more_once_its_client_has_left() -> None:
+    async def scenario() -> tuple[bool, bool]:
+        with connected(capacity=1) as (transport, channel):
+            pending = channel.submit([b"left"], 1, math.inf, unexpected, unexpected)
+            (item,) = await taken(transport, 1)
+            before = transport.wanted(item)
+            channel.cancel(pending)
+            return before, transport.wanted(item)
+
+    assert (True, False) == asyncio.run(scenario())
+
+
+def test_a_request_that_would_be_late_is_refused_at_the_door_and_told_when_to_come_back() -> None:
+    async def scenario() -> None:
+        with connected(capacity=100) as (transport, channel):
+            channel.pace.worked, channel.pace.served = 1.0, 10.0  # as measured: ten images a second
+            waiting = [submit(channel, [b"x"] * 9), submit(channel, [b"x"] * 20, deadline=monotonic() + SOON_S)]
+            with pytest.raises(Overloaded, match=r"29 images are waiting; an answer would take 3\.0 s") as late:
+                submit(channel, [b"x"], deadline=monotonic() + 0.5)
+            with pytest.raises(AtCapacity) as full:
+                submit(channel, [b"x"] * 72)
+            assert ["3", "3"] == [error.value.headers["retry-after"] for error in (late, full)]
+            transport.answer(0, done(await taken(transport, 29)))
+            await soon(*waiting)
+            submit(channel, [b"x"], deadline=monotonic() + 0.5)  # nothing waits, so it is tried
+
+    asyncio.run(scenario())
+
+
+def test_the_pace_follows_what_is_answered_and_learns_nothing_from_silence() -> None:
+    pace = Pace()
+    assert 0 == pace.wait(1000)
+    for images, seconds in ((10, 1.0), (10, 1.0), (10, 100.0)):
+        pace.since = monotonic() - seconds
+        pace.learn(images, outage=50)
+
+    assert 9.9 < pace.wait(100) < 10.1
+
+
+def test_a_canary_asks_whether_anybody_answers_and_is_counted_nowhere() -> None:
+    async def scenario() -> None:
+        with connected(capacity=1) as (transport, channel):
+            (canary,) = await taken(transport, 1)
+            assert CANARY == canary.top_k
+            assert 0 == channel.images == channel.metrics.value(QUEUE_DEPTH)
+            assert channel.answering()
+            channel.answered_at -= STALE_AFTER_S
+            assert not channel.answering()
+
+            transport.answer(0, [Answer(canary.uid, [], "internal", "even a failure is an answer")])
+            while not channel.answering():
+                await asyncio.sleep(0)
+            submit(channel, [b"x"])
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
+
+
 def test_what_is_late_fails_and_what_is_not_is_answered() -> None:
     async def scenario() -> list[Answer]:
         with connected(capacity=10) as (transport, channel):
             now = monotonic()
             in_time = submit(channel, [b"in time"], deadline=now + SOON_S)
-            late = [submit(channel, [b"late"] * 2, deadline=now + after) for after in (0.05, 0.0, 0.02)]
+            late = [submit(channel, [b"late"] * 2, deadline=now + after) for after in (0.05, 0.01, 0.02)]
             for request in late:
                 with pytest.raises(DeadlineExceeded):
                     await asyncio.wait_for(request, SOON_S)
@@ -491,18 +610,21 @@ def test_the_board_shows_a_phase_and_what_workers_tell() -> None:
 
 def test_board_cells_and_bodies_do_not_touch_each_other() -> None:
     async def scenario() -> None:
-        with transported(processes=2, workers=2, room=200) as transport, ExitStack() as open_channels:
+        with (
+            transported(processes=2, workers=2, room=2 * (104 + HEADER_BYTES)) as transport,
+            ExitStack() as open_channels,
+        ):
             for process in range(4):
                 transport.cells(process)[:] = [process + 1.0] * transport.counted
             transport.phase = 1
             for worker in range(2):
-                transport.tell(worker, {"device": "d" * 2000})
+                transport.tell(worker, {"device": "d" * 1900})
             for process in range(2):
                 submit(open_channels.enter_context(opened(transport, process)), [b"\xff" * 100])
             items = await taken(transport, 2)
 
             assert [b"\xff" * 100] * 2 == [body(transport, item) for item in items]
-            assert [{"device": "d" * 2000}] * 2 == [transport.told(worker) for worker in range(2)]
+            assert [{"device": "d" * 1900}] * 2 == [transport.told(worker) for worker in range(2)]
             assert 1 == transport.phase
             # Each HTTP process has counted its image as waiting; the workers nothing.
             left = [sum(transport.cells(process)) - (process + 1) * transport.counted for process in range(4)]

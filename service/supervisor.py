@@ -1,0 +1,183 @@
+"""The main process's watch over the others: a worker that is lost or hangs is replaced, all else ends the service.
+
+    berth:  empty -> loading -> (spare ->) serving -> lost -> empty, after a pause that grows while nothing serves long
+
+Every worker loads and then waits for its order to serve, so that a spare is one that has no order yet.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+
+from service.logs import logger
+from service.metrics import IMAGES, WORKER_RESTARTS, Metrics
+from service.transport import DRAINING, FAILED, LOADING, READY, Transport
+
+TICK_S = 0.25
+HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
+STABLE_S = 2.0  # who has served that long, or has answered anything, did not fail to start
+PAUSES_S = (0, 1, 2, 4, 4)  # before the next start, by failures in a row; after one more the service gives up
+
+
+class Berth:
+    """A place for one worker process, whose part of the board and of the metrics is `index`."""
+
+    def __init__(self, index: int, device: int) -> None:
+        """`device` is where its worker serves, as an index into the service's devices."""
+        self.index, self.device = index, device
+        self.process: BaseProcess | None = None
+        self.orders: Connection | None = None
+        self.serving_since: float | None = None
+        self.spare = False
+        self.answered = 0.0  # images, by workers before this one
+
+    def serve(self) -> None:
+        """Order its worker to serve, as soon as it has loaded."""
+        assert self.orders is not None, "a berth with a process has orders for it"
+        self.orders.send_bytes(b"serve")
+        self.serving_since = monotonic()
+
+    def clear(self) -> None:
+        """Its worker is no more."""
+        if self.orders:
+            self.orders.close()
+        self.process = self.orders = self.serving_since = None
+        self.spare = False
+
+
+class Supervisor:
+    """Keeps one worker serving for each of `wanted`, the devices where one must.
+
+    Linux kills a worker with the thread that started it (see `worker.end_with_parent`), so `run` never returns.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        metrics: Metrics,
+        berths: Sequence[Berth],
+        wanted: Sequence[int],
+        launch: Callable[[Berth], None],
+    ) -> None:
+        """`launch` starts a process in an empty berth."""
+        self.transport, self.metrics = transport, metrics
+        self.berths, self.wanted, self.launch = berths, wanted, launch
+        # Without one of these the service cannot go on.
+        self.manager: Sequence[BaseProcess] = ()
+        self.http: Sequence[BaseProcess] = ()
+        self.failures = 0
+        self.next_start = 0.0
+        self.looking = threading.Lock()
+        self.closed = False
+
+    def run(self) -> None:
+        """Watch until nobody waits for anything any more."""
+        while not self.closed:
+            processes = [berth.process for berth in self.berths if berth.process]
+            if self.transport.phase in (LOADING, READY):
+                processes += [*self.manager, *self.http]
+            wait([process.sentinel for process in processes], TICK_S)
+            with self.looking:
+                if not self.closed:
+                    self.look_safely()
+        threading.Event().wait()
+
+    def close(self) -> None:
+        """Start no more processes."""
+        with self.looking:
+            self.end()
+
+    def end(self) -> None:
+        """Watch no more; spares see that they are not needed."""
+        self.closed = True
+        for berth in self.berths:
+            berth.clear()
+
+    def look_safely(self) -> None:
+        """One look at everything; a bug ends the service instead of leaving it without a watch."""
+        try:
+            self.look()
+        except Exception:
+            logger.critical("the supervisor failed", exc_info=True)
+            self.give_up("the supervisor failed")
+
+    def look(self) -> None:
+        """One look at everything."""
+        for process in (*self.manager, *self.http):
+            if ended(process) and self.transport.phase in (LOADING, READY):
+                process.join()
+                self.give_up(f"{process.name} ended unexpectedly, exit code {process.exitcode}")
+        if self.transport.phase == FAILED or all(map(ended, self.http)):
+            self.end()
+        for berth in self.berths:
+            if berth.process and ended(berth.process):
+                self.lose(berth, berth.process)
+            elif berth.process and self.hangs(berth):
+                logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
+                berth.process.kill()
+                wait([berth.process.sentinel])
+        if not self.closed and self.transport.phase in (READY, DRAINING):
+            self.replace()
+
+    def hangs(self, berth: Berth) -> bool:
+        """Whether its worker should have shown that it lives."""
+        since = berth.serving_since
+        return since is not None and monotonic() - max(since, self.transport.last_beat(berth.index)) > HANG_S
+
+    def lose(self, berth: Berth, process: BaseProcess) -> None:
+        """A worker is no more; what it had is sent again, and another starts now or after a pause."""
+        process.join()
+        now = monotonic()
+        self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
+        served = berth.serving_since is not None and now - berth.serving_since > STABLE_S
+        self.failures = 1 if served or self.metrics.value(IMAGES) > berth.answered else self.failures + 1
+        logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
+        self.metrics.clear_gauges()
+        self.metrics.add(WORKER_RESTARTS)
+        self.transport.clear(berth.index)
+        if berth.serving_since is not None:
+            self.transport.lost(process.pid or 0)
+        berth.clear()
+        if self.failures > len(PAUSES_S):
+            self.give_up(f"the model worker did not start {len(PAUSES_S)} times in a row")
+        else:
+            self.next_start = now + PAUSES_S[self.failures - 1]
+
+    def replace(self) -> None:
+        """Let spares serve where a worker is missing, and fill empty berths."""
+        missing = list(self.wanted)
+        for berth in self.berths:
+            if berth.serving_since is not None:
+                missing.remove(berth.device)
+        for berth in self.berths:
+            if berth.process is None or berth.serving_since is not None or not self.transport.last_beat(berth.index):
+                continue
+            if berth.device in missing:
+                missing.remove(berth.device)
+                berth.serve()
+                logger.info("a worker took over", extra={"worker": berth.process.pid})
+            elif not berth.spare:
+                berth.spare = True
+                logger.info("a spare stands by", extra={"worker": berth.process.pid})
+        if monotonic() >= self.next_start and (missing or self.transport.phase == READY):
+            for berth in self.berths:
+                if berth.process is None:
+                    self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
+                    berth.answered = self.metrics.value(IMAGES)
+                    self.launch(berth)
+
+    def give_up(self, reason: str) -> None:
+        """End the service; whoever waits is told so."""
+        logger.error("stopping: " + reason)
+        self.transport.phase = FAILED
+        self.transport.give_up("The service is about to end; try another replica.")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ended(process: BaseProcess) -> bool:
+    """Whether a process is no more; unlike `is_alive` it does not take the exit code from another thread."""
+    return bool(wait([process.sentinel], 0))
