@@ -1,7 +1,7 @@
 # Darkroom as a container. Built as it is, it serves; `--target training` trains.
 #
 #   docker build --tag darkroom .
-#   docker run --read-only --tmpfs /tmp --cap-drop ALL --publish 127.0.0.1:8000:8000 \
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --publish 127.0.0.1:8000:8000 \
 #     --volume "$PWD/artifacts/model.pt:/artifacts/model.pt:ro" darkroom
 #
 # With the model baked in:

@@ -1,10 +1,12 @@
 """`python -m service`: settings and the artifact's seal are checked before anything heavy is imported."""
 
+import os
 import signal
 import sys
 
 from models import manifest as manifests
 from models.errors import ArtifactError
+from service import keys as keys_module
 from service import settings as settings_module
 from service.settings import SettingsError
 
@@ -16,6 +18,7 @@ def main() -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         settings = settings_module.load(sys.argv[1:])
+        keys = keys_module.load(settings.api_keys_file, os.environ)
         manifest = manifests.read(settings.model)
     except (SettingsError, ArtifactError) as error:
         return refuse(error)
@@ -27,7 +30,7 @@ def main() -> int:
     except ImportError as error:
         return refuse(f"{error}; install the versions that requirements.lock names")
     try:
-        return run(settings, manifest)
+        return run(settings, manifest, keys)
     except StartError as error:
         return refuse(error)
 

@@ -4,7 +4,7 @@ Whatever happens inside, a request leaves counted once, with an id, and without 
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,7 @@ from service.logs import logger
 from service.metrics import OTHER_ROUTE
 
 HEADER_BYTES = 32 * 1024
+HEADER_FIELDS = 256
 PROBES = frozenset({"/health", "/readyz", "/livez"})  # asked all the time; a 503 there refuses nobody
 
 
@@ -43,7 +44,7 @@ class Boundary:
             await send(message)
 
         try:
-            refuse_long(sum(len(name) + len(value) for name, value in scope["headers"]))
+            refuse_long(scope["headers"])
             await self.app(scope, receive, send_with_id)
         except (ServiceError, ImageError) as error:
             if route not in PROBES:
@@ -58,9 +59,11 @@ class Boundary:
         self.journal.close(route, status, code, request_id, started)
 
 
-def refuse_long(header_bytes: int) -> None:
+def refuse_long(headers: Sequence[tuple[bytes, bytes]]) -> None:
     """Bound what a request says before its body."""
-    if header_bytes > HEADER_BYTES:
+    if len(headers) > HEADER_FIELDS:
+        raise HeadersTooLarge(f"The request has more than {HEADER_FIELDS} headers.")
+    if sum([len(name) + len(value) for name, value in headers]) > HEADER_BYTES:
         raise HeadersTooLarge(f"The request's headers are larger than {HEADER_BYTES} bytes.")
 
 

@@ -25,6 +25,7 @@ from service.errors import (
 )
 from service.forms import Images, images
 from service.journal import Journal
+from service.keys import Keys
 from service.logs import logger
 from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
@@ -40,10 +41,10 @@ class Predict:
     """What all requests for predictions in one HTTP process share."""
 
     def __init__(
-        self, manifest: Manifest, settings: Settings, journal: Journal, channel: Callable[[], Channel]
+        self, manifest: Manifest, settings: Settings, keys: Keys, journal: Journal, channel: Callable[[], Channel]
     ) -> None:
         """`channel` gives this process's channel, which exists once the process serves."""
-        self.settings = settings
+        self.settings, self.keys = settings, keys
         self.journal, self.metrics = journal, journal.metrics
         self.channel = channel
         # What is the same in every reply is written once.
@@ -73,7 +74,7 @@ class Call:
         self.started = monotonic()
         self.predict, self.query, self.reply = predict, query, reply
         self.headers = dict(headers)
-        self.header_bytes = sum([len(name) + len(value) for name, value in headers])
+        self.all_headers = headers
         self.pending: Pending | None = None
         self.deadline = self.started + predict.settings.timeout_ms / 1000
         self.request_id = predict.journal.request_id(self.headers.get(b"x-request-id", b""))
@@ -116,7 +117,8 @@ class Call:
 
     def read_head(self) -> None:
         """Whether it can be answered, and the parameters."""
-        refuse_long(self.header_bytes)
+        refuse_long(self.all_headers)
+        self.predict.keys.check(self.headers)
         refuse_unready(self.predict.channel().transport.phase)
         if b"content-encoding" in self.headers:
             refuse_encoded(self.headers[b"content-encoding"].decode("latin-1"))

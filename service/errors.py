@@ -75,6 +75,19 @@ class MissingFile(Rejected):
     code = "missing_file"
 
 
+class SlowClient(Rejected):
+    """A head or body that did not come in time."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "slow_client"
+
+
+class Unauthorized(Rejected):
+    """No key, or one that is not known."""
+
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+    headers = {"www-authenticate": "Bearer"}  # noqa: RUF012
+
+
 class BadJson(Rejected):
     """JSON that is malformed or not of the documented shape."""
 
@@ -145,6 +158,12 @@ class Overloaded(Refused):
     """So many images wait that the answer would come after the deadline."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "overloaded"
+
+
+class Crowded(Refused):
+    """As many connections are open as may be."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "connections"
 
 
 class NotReady(Refused):

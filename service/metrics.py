@@ -191,9 +191,13 @@ class Scrape(Collector):
 
     def text(self) -> bytes:
         """The text exposition."""
+        return generate_latest(self.registry())
+
+    def registry(self) -> CollectorRegistry:
+        """A registry that holds this alone."""
         registry = CollectorRegistry()
         registry.register(self)
-        return generate_latest(registry)
+        return registry
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not collect."""

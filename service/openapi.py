@@ -11,6 +11,10 @@ from service.errors import BY_CODE, ServiceError, leaves
 from service.settings import Settings
 
 Json = dict[str, Any]
+KEYS: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
 def ref(name: str) -> Json:
@@ -64,6 +68,13 @@ def problems(*statuses: int) -> Json:
     }
 
 
+def guarded(operation: Json, keyed: bool) -> Json:
+    """An operation that needs a key where keys are set."""
+    if not keyed:
+        return operation
+    return operation | {"security": [{name: []} for name in KEYS], "responses": operation["responses"] | problems(401)}
+
+
 def predict(settings: Settings) -> Json:
     """`POST /predict`."""
     binary = {"type": "string", "format": "binary"}
@@ -95,7 +106,7 @@ def predict(settings: Settings) -> Json:
             {"name": "X-Request-ID", "in": "header", "schema": request_id},
         ],
         "requestBody": {"required": True, "content": body},
-        "responses": {"200": success, **problems(400, 413, 415, 422, 429, 431, 500, 503, 504)},
+        "responses": {"200": success, **problems(400, 408, 413, 415, 422, 429, 431, 500, 503, 504)},
     }
 
 
@@ -108,17 +119,19 @@ def get(summary: str, kind: str | None, *statuses: int) -> Json:
     return {"get": {"summary": summary, "responses": {"200": success, **problems(431, 500, *statuses)}}}
 
 
-def document(manifest: Manifest, settings: Settings, release: str) -> Json:
-    """The OpenAPI document of this service."""
+def document(manifest: Manifest, settings: Settings, release: str, *, keyed: bool) -> Json:
+    """The OpenAPI document of this service; `keyed` where predictions need a key."""
     paths: Json = {
-        "/predict": {"post": predict(settings)},
+        "/predict": {"post": guarded(predict(settings), keyed)},
         "/health": get("Ready to answer", "application/json", 503),
         "/readyz": get("Ready to answer, bare", None, 503),
         "/livez": get("Working, or able to recover by itself", None, 503),
-        "/metrics": get("Prometheus metrics of all processes", "text/plain"),
     }
+    if settings.metrics_port is None:
+        paths["/metrics"] = get("Prometheus metrics of all processes", "text/plain")
     if settings.info:
-        paths["/info"] = get("The model, its device and the limits", "application/json")
+        info = get("The model, its device and the limits", "application/json")
+        paths["/info"] = {"get": guarded(info["get"], keyed)}
     if settings.docs:
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
@@ -126,7 +139,7 @@ def document(manifest: Manifest, settings: Settings, release: str) -> Json:
         "openapi": "3.1.0",
         "info": {"title": f"Darkroom: {manifest.name}", "version": release, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": schemas(manifest)},
+        "components": {"schemas": schemas(manifest)} | ({"securitySchemes": KEYS} if keyed else {}),
     }
 
 

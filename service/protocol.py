@@ -4,10 +4,15 @@
                           all else: ASGI (Boundary, FastAPI), a task a request
 
 A task, an event and an ASGI message for each step would cost as much again as all that a `Call` does.
+
+A connection has one timer, the guard. What the client must do next sets `due`; the guard looks whether that has passed,
+and is set anew where it would look too late. A request that comes in one piece touches it not at all.
 """
 
 import asyncio
 import json
+import resource
+import socket
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -17,50 +22,190 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.boundary import HEADER_BYTES
 from service.endpoint import Call, Predict
-from service.errors import DeadlineExceeded, Framing, HeadersTooLarge, Rejected, ServiceError, problem
+from service.errors import (
+    Crowded,
+    DeadlineExceeded,
+    Framing,
+    HeadersTooLarge,
+    Rejected,
+    ServiceError,
+    SlowClient,
+    problem,
+)
+from service.logs import logger
+from service.settings import Settings
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+VERSION = len("HTTP/1.1 ")  # with which every reply begins
 LINGER_S = 2  # how long a refused request may go on sending on a connection that is to be closed
+NOTICE_S = 0.1  # how soon a client that sends no more is looked for
+CROWDED_HEAD_S = 1  # the time for a head on a connection beyond the limit
+TCP_CLOSE = 7  # of the kernel's tcp_states.h
+OTHER_FILES = 512  # open ones that are no connection within the limit
+LATE_HEAD = "The request's head did not come in time."
+SLOW_BODY = "The request's body did not come in time."
+CROWDED = "Too many connections are open. Try again soon."
 LATE_BODY = "The request's deadline passed before its body was complete."
 
 
 class Protocol(HttpToolsProtocol):
     """One connection. A request is a `cycle` here, as in uvicorn; pipelined ones are answered one after the other."""
 
-    def __init__(self, *args: Any, app: ASGIApp, predict: Predict, **kwargs: Any) -> None:
-        """Requests go to `predict`, or to `app` without the layers that FastAPI puts around it."""
+    def __init__(self, *args: Any, app: ASGIApp, predict: Predict, most: int, **kwargs: Any) -> None:
+        """Requests go to `predict`, or to `app` without the layers that FastAPI puts around it.
+
+        Connections beyond `most` in this process are answered once each, and get no predictions.
+        """
         super().__init__(*args, **kwargs)
         self.app = app
         self.predict = predict
+        self.most = most
+        self.header_timeout = predict.settings.header_timeout_ms / 1000
+        self.body_timeout = predict.settings.body_timeout_ms / 1000
         self.call: Call | None = None
-        self.answering: RequestResponseCycle | None = None  # the cycle of `call`
+        self.answering: RequestResponseCycle | None = None  # the cycle of `call`, or of the application's task
         self.held: RequestResponseCycle | None = None  # until the client has read the replies before
-        self.bodys_end: asyncio.TimerHandle | None = None  # when a body must have come
         self.unused = 0  # bytes of a head or trailer so far
+        self.crowded = False  # beyond the limit
+        self.ended = False  # the client sends no more
+        self.closing = False  # only what is written already is still sent
+        self.greeted = False  # the reply under way has begun
+        self.begun: object = None  # what `due` was set for
+        self.due = self.rings = 0.0  # when the client is late; when the guard looks
+        self.guard: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self.crowded = len(self.connections) > self.most
+        if self.crowded:
+            self.header_timeout = min(self.header_timeout, CROWDED_HEAD_S)
+        self.await_client()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come; heads and trailers are bounded, and bodies must come before the deadline."""
+        """Bytes have come; heads and trailers are bounded."""
         self.unused += len(data)
         super().data_received(data)
         if self.unused > 2 * HEADER_BYTES:
             self.refuse_bytes(HeadersTooLarge(f"The request's headers are larger than {HEADER_BYTES} bytes."))
-        elif self.call and self.answering and self.answering.more_body and self.bodys_end is None:
-            left = self.call.deadline - monotonic()
-            self.bodys_end = self.loop.call_later(left, self.refuse_unfinished, DeadlineExceeded(LATE_BODY))
+        elif (begun := self.unfinished()) is not None and begun is not self.begun:
+            self.await_client()
+
+    def unfinished(self) -> object:
+        """What the client is in the middle of: a head, as its scope, or a body, as its cycle."""
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            return self.scope
+        return cycle if cycle.more_body else None
+
+    def await_client(self) -> None:
+        """It is the client's turn: from now on it has so long."""
+        self.begun = begun = self.unfinished()
+        if self.flow.write_paused:
+            seconds = self.body_timeout  # to read
+        elif begun is self.scope:
+            seconds = self.header_timeout
+        elif begun is None:
+            seconds = self.timeout_keep_alive
+        elif self.cycle.response_complete and not self.cycle.keep_alive:
+            seconds = LINGER_S
+        else:
+            seconds = self.body_timeout
+        self.due = monotonic() + seconds
+        if self.call and self.answering and self.answering.more_body:
+            self.due = min(self.due, self.call.deadline)
+        if self.guard is None or self.due < self.rings:
+            self.set_guard()
+
+    def set_guard(self) -> None:
+        """Look again when it is due."""
+        if self.guard is not None:
+            self.guard.cancel()
+        self.rings = self.due
+        self.guard = self.loop.call_later(max(0, self.due - monotonic()), self.look)
+
+    def look(self) -> None:
+        """The guard looks whether the client is late."""
+        now = monotonic()
+        late, closing = now >= self.due, self.transport.is_closing()
+        if late and (self.closing or self.flow.write_paused or (self.ended and self.left())):
+            self.transport.abort()  # with what it does not read
+            return
+        if closing and not self.closing:
+            self.closing, self.due = True, now + self.body_timeout
+        elif late and self.working():
+            self.due = now + (NOTICE_S if self.ended else self.header_timeout)
+        elif late:
+            self.refuse_late()
+        self.set_guard()
+
+    def working(self) -> bool:
+        """Whether it is our turn."""
+        return self.answering is not None and not (self.call and self.answering.more_body)
+
+    def left(self) -> bool:
+        """Whether a client that sends no more reads no more either: it has answered what we wrote with a reset."""
+        found: bytes = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return found[0] == TCP_CLOSE
+
+    def refuse_late(self) -> None:
+        """End what the client has not done in time."""
+        if self.call:
+            expired = monotonic() >= self.call.deadline
+            self.refuse_unfinished(DeadlineExceeded(LATE_BODY) if expired else SlowClient(SLOW_BODY))
+        elif self.scope is not None and self.unfinished() is self.scope:
+            self.refuse_bytes(SlowClient(LATE_HEAD))
+        else:
+            self.transport.close()  # idle, or with the rest of a body that was refused
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more: it has left, or waits for the answers to what it has sent whole."""
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+        last = self.pipeline[0][0] if self.pipeline else self.held or self.answering
+        if last is None or last.more_body:
+            return False
+        last.keep_alive = False
+        self.ended = True
+        if self.call and not self.greeted:
+            # Only an answer to something tells who has left, so the reply begins now.
+            self.greeted = True
+            self.transport.write(STATUS_LINES[200][:VERSION])
+        self.due = monotonic() + NOTICE_S
+        self.set_guard()
+        return True
 
     def on_headers_complete(self) -> None:
-        """A head is complete."""
+        """A head is complete; what the parser is told here to refuse, it refuses as it does malformed bytes."""
         self.unused = 0
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and codings != [b"chunked"]:
+            raise ValueError("another server may read another body")
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, with the guard in the place of a timer of its own for each request."""
+        self.answering = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.working():
+            self.await_client()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """A request's head is there and the request before it is answered."""
+        if self.transport.is_closing():
+            return  # by the answer to that
         if self.pipeline:
             self.flow.pause_reading()  # more come only once these are answered
-        if cycle is self.cycle and self.parser.should_upgrade():
-            cycle.keep_alive = False  # the parser took no body, and would take it for the next request
+        if self.crowded or (cycle is self.cycle and self.parser.should_upgrade()):
+            cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request
         if cycle.scope["path"] != "/predict" or cycle.scope["method"] != "POST":
+            self.answering = cycle
             super()._start_asgi_task(cycle, app)
         elif self.flow.write_paused:
             self.held = cycle
@@ -71,7 +216,10 @@ class Protocol(HttpToolsProtocol):
         """Let `predict` have the request, and the body as far as it is there."""
         self.answering = cycle
         self.call = call = Call(self.predict, list(cycle.scope["headers"]), cycle.scope["query_string"], self.reply)
-        call.begin()
+        if self.crowded:
+            call.refuse(Crowded(CROWDED))
+        else:
+            call.begin()
         if cycle.waiting_for_100_continue and not cycle.response_complete and cycle.scope["http_version"] == "1.1":
             self.transport.write(CONTINUE)
             cycle.waiting_for_100_continue = False
@@ -113,15 +261,13 @@ class Protocol(HttpToolsProtocol):
         """Answer the request under way; `head` are lines of headers, each with its end."""
         cycle, self.answering, self.call = self.answering, None, None
         assert cycle is not None, "a call replies once"
-        if self.bodys_end is not None:
-            self.bodys_end.cancel()
-            self.bodys_end = None
         if cycle.waiting_for_100_continue:
             cycle.keep_alive = False  # whether the body still comes is the client's choice
         # As uvicorn does at a cycle's end: what refers to this connection would keep it.
         cycle.response_complete, cycle.on_response = True, nothing
         cycle.body = bytearray()
-        parts = [STATUS_LINES[status], head.encode()]
+        parts = [STATUS_LINES[status][VERSION if self.greeted else 0 :], head.encode()]
+        self.greeted = False
         for name, value in self.server_state.default_headers:
             parts += name, b": ", value, b"\r\n"
         if not cycle.keep_alive:
@@ -130,7 +276,7 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(b"".join(parts))
         if cycle.more_body:
             # Closed now, what the client still sends would be answered by a reset, which can overtake the reply.
-            self.loop.call_later(self.timeout_keep_alive if cycle.keep_alive else LINGER_S, self.give_up, cycle)
+            self.await_client()
         elif not cycle.keep_alive:
             self.transport.close()
         elif self.pipeline:
@@ -138,20 +284,21 @@ class Protocol(HttpToolsProtocol):
         else:
             self.on_response_complete()
 
-    def give_up(self, cycle: RequestResponseCycle) -> None:
-        """Close, if the rest of a refused body has not come."""
-        if cycle.more_body:
-            self.transport.close()
-
     def refuse_unfinished(self, error: ServiceError) -> None:
         """Refuse the request whose body is still coming, and close."""
         if self.call and self.answering and self.answering.more_body:
             self.answering.keep_alive = False
             self.call.refuse(error)
 
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self.await_client()
+
     def resume_writing(self) -> None:
         """The client has read enough."""
         super().resume_writing()
+        self.await_client()
         cycle, self.held = self.held, None
         if cycle is not None:
             self.begin(cycle)
@@ -159,8 +306,9 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or we have closed the connection."""
         super().connection_lost(exc)
-        if self.bodys_end is not None:
-            self.bodys_end.cancel()
+        if self.guard is not None:
+            self.guard.cancel()
+        self.guard = self.begun = None
         call, self.call, self.answering, self.held = self.call, None, None, None
         self.cycle = None  # type: ignore[assignment]  # as before the first request
         self.pipeline.clear()
@@ -175,11 +323,14 @@ class Protocol(HttpToolsProtocol):
         """Refuse what cannot be read on, and close: once what was asked before is answered."""
         if self.transport.is_closing():
             return
-        if self.call and self.answering:
+        if under_way := self.answering or self.held:
             self.flow.pause_reading()
             self.pipeline.clear()
-            self.answering.keep_alive = False
+            under_way.keep_alive = False
             self.refuse_unfinished(error)
+            return
+        if self.cycle is not None and self.cycle.more_body:
+            self.transport.close()  # its reply has been written
             return
         journal = self.predict.journal
         request_id = journal.new_id()
@@ -196,3 +347,16 @@ class Protocol(HttpToolsProtocol):
 
 def nothing() -> None:
     """What a cycle that is over calls."""
+
+
+def connections_each(settings: Settings) -> int:
+    """How many connections each HTTP process may hold, after raising the limit of open files where that is needed."""
+    most = max(1, settings.max_connections // settings.http_processes)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < most + OTHER_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < most + OTHER_FILES:
+        told = {"connections": max(1, hard - OTHER_FILES) * settings.http_processes, "open_files": hard}
+        logger.warning("the limit of open files allows fewer connections than --max-connections", extra=told)
+        most = max(1, hard - OTHER_FILES)
+    return most

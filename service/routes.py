@@ -15,23 +15,24 @@ from models.manifest import Manifest
 from service import __version__, openapi
 from service.endpoint import ROUTE, refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
+from service.keys import Keys
 from service.metrics import Metrics, Scrape
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
 
 
 def build(
-    manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics, answering: Callable[[], bool]
+    manifest: Manifest,
+    settings: Settings,
+    keys: Keys,
+    transport: Transport,
+    scraping: Scrape,
+    answering: Callable[[], bool],
 ) -> list[Route]:
     """The routes of an HTTP process; `answering` tells whether its images are answered."""
-
-    def models() -> Iterator[tuple[str, ...]]:
-        for facts in transport.all_told():
-            yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
-
-    scraping = Scrape(metrics, transport.all_cells(), models)
 
     def health(_: Request) -> Response:
         facts = ready(transport, answering)
@@ -47,8 +48,9 @@ def build(
             raise NotReady("The service has given up and is about to end.")
         return Response()
 
-    def info(_: Request) -> Response:
-        limits = settings.model_dump(mode="json", exclude={"model", "host", "port"})
+    def info(request: Request) -> Response:
+        keys.check(dict(request.scope["headers"]))
+        limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
         facts = {"manifest": manifest.model_dump(mode="json"), "limits": limits, "version": __version__}
         for told in transport.all_told()[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
@@ -57,13 +59,14 @@ def build(
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
-    document = openapi.document(manifest, settings, __version__)
+    document = openapi.document(manifest, settings, __version__, keyed=bool(keys))
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,
         "/livez": livez,
-        "/metrics": scrape,
     }
+    if settings.metrics_port is None:
+        answers["/metrics"] = scrape
     if settings.info:
         answers["/info"] = info
     if settings.docs:
@@ -73,6 +76,16 @@ def build(
         Route(ROUTE, answered_before, methods=["POST"]),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
     ]
+
+
+def scrape_of(manifest: Manifest, transport: Transport, metrics: Metrics) -> Scrape:
+    """What `/metrics` shows."""
+
+    def models() -> Iterator[tuple[str, ...]]:
+        for facts in transport.all_told():
+            yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
+
+    return Scrape(metrics, transport.all_cells(), models)
 
 
 def answered_before(_: Request) -> Response:

@@ -31,6 +31,11 @@ METHODS: dict[type[Any], dict[str, str]] = {
     MessageTransport: {"send": "self item consumer_id", "areceive": "self timeout consumer_id"},
     HttpToolsProtocol: {
         "_start_asgi_task": "self cycle app",
+        "connection_made": "self transport",
+        "connection_lost": "self exc",
+        "eof_received": "self",
+        "pause_writing": "self",
+        "resume_writing": "self",
         "data_received": "self data",
         "on_headers_complete": "self",
         "on_body": "self body",
@@ -38,13 +43,14 @@ METHODS: dict[type[Any], dict[str, str]] = {
         "on_response_complete": "self",
         "send_400_response": "self msg",
     },
-    FlowControl: {"resume_reading": "self"},
+    FlowControl: {"pause_reading": "self", "resume_reading": "self"},
 }
 # Attributes that are read, set or replaced: the class's own code must know them.
 ATTRIBUTES: dict[type[Any], str] = {
     litserve.LitServer: "litapi_request_queues inference_workers devices _transport _monitor_workers "
     "uvicorn_graceful_timeout response_queue_id",
-    HttpToolsProtocol: "app cycle flow parser pipeline server_state transport",
+    HttpToolsProtocol: "app connections cycle flow loop parser pipeline scope server_state timeout_keep_alive "
+    "transport",
     RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue on_response",
     FlowControl: "write_paused",
 }

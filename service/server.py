@@ -28,6 +28,7 @@ from typing import Any
 
 import litserve
 from litserve.transport.base import MessageTransport
+from prometheus_client import start_http_server
 
 from models.manifest import Manifest
 from service import logs, routes
@@ -35,9 +36,10 @@ from service.boundary import Boundary
 from service.channel import Channel
 from service.endpoint import LONGEST_TIMEOUT_MS, Predict
 from service.journal import Journal
+from service.keys import Keys
 from service.logs import logger
 from service.metrics import Metrics
-from service.protocol import Protocol
+from service.protocol import Protocol, connections_each
 from service.settings import Settings
 from service.supervisor import Berth, Supervisor
 from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
@@ -84,7 +86,7 @@ class Idle(MessageTransport):
 class Server(litserve.LitServer):
     """LitServe with our transport, sockets and watch over the processes."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, holder: socket.socket) -> None:
+    def __init__(self, settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socket) -> None:
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
         super().__init__(
@@ -95,6 +97,8 @@ class Server(litserve.LitServer):
             timeout=False,
         )
         self.settings, self.holder = settings, holder
+        if settings.metrics_port is not None:
+            self.metrics_holder = hold_port(settings.host, settings.metrics_port, "--metrics-port")
         if len(manifest.classes) > MAX_CLASSES:
             raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
         self.wanted = [*range(len(self.devices))] * settings.workers
@@ -111,8 +115,9 @@ class Server(litserve.LitServer):
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         self.journal = Journal(self.metrics, settings.access_log)
-        self.predict = Predict(manifest, settings, self.journal, self.open_channel)
-        table = routes.build(manifest, settings, self.transport, self.metrics, lambda: self.open_channel().answering())
+        self.predict = Predict(manifest, settings, keys, self.journal, self.open_channel)
+        self.scrape = routes.scrape_of(manifest, self.transport, self.metrics)
+        table = routes.build(manifest, settings, keys, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
@@ -122,6 +127,10 @@ class Server(litserve.LitServer):
         """This HTTP process's channel."""
         assert self.channel is not None, "requests come after the lifespan has begun"
         return self.channel
+
+    def answering(self) -> bool:
+        """Whether this HTTP process's images are answered."""
+        return self.open_channel().answering()
 
     def _init_manager(self, num_api_servers: int) -> Any:
         try:
@@ -170,6 +179,9 @@ class Server(litserve.LitServer):
         others = multiprocessing.active_children()
         self.supervisor.http = http
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
+        if self.settings.metrics_port is not None:
+            # Threads, so not before the forks. A socket that only holds the port is not in the way.
+            start_http_server(self.settings.metrics_port, self.settings.host, self.scrape.registry())
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
         self.announce()
         return processes
@@ -238,7 +250,7 @@ def listener(address: tuple[Any, ...], family: int, reuse_port: bool = True) -> 
     return bound
 
 
-def hold_port(host: str, port: int) -> socket.socket:
+def hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
     """Bind, without listening: while the model loads, clients are refused instead of left waiting.
 
     Raises:
@@ -251,7 +263,7 @@ def hold_port(host: str, port: int) -> socket.socket:
         return listener(address, family)
     except OSError as error:
         raise StartError(
-            f"--host {host} --port {port}: {error.strerror or error}; choose another with --port"
+            f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {flag}"
         ) from None
 
 
@@ -278,7 +290,7 @@ def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) 
     )
 
 
-def run(settings: Settings, manifest: Manifest) -> int:
+def run(settings: Settings, manifest: Manifest, keys: Keys) -> int:
     """Serve until a signal; the process's exit code.
 
     Raises:
@@ -290,7 +302,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
         tempfile.gettempdir()
     except OSError as error:
         raise StartError(f"no folder for temporary files (a few sockets) can be written: {error.strerror}") from None
-    server = Server(settings, manifest, hold_port(settings.host, settings.port))
+    server = Server(settings, manifest, keys, hold_port(settings.host, settings.port))
     main = os.getpid()
     # Also for LitServe's manager, which nothing else would end if this process were killed.
     os.register_at_fork(after_in_child=partial(end_with_parent, main))
@@ -318,7 +330,7 @@ def run(settings: Settings, manifest: Manifest) -> int:
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
-            http=partial(Protocol, app=server.boundary, predict=server.predict),
+            http=partial(Protocol, app=server.boundary, predict=server.predict, most=connections_each(settings)),
             proxy_headers=False,
             log_config=None,
             access_log=False,

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliImplicitFlag, CliSettingsSource, SettingsConfigDict
 
 from models.formats import FORMATS, KNOWN_FORMATS, MAX_PIXELS
 
 PREFIX = "DARKROOM_"
+KEYS_VARIABLE = PREFIX + "API_KEYS"  # no flag: those are seen by all users of a machine
 MIB = 1 << 20
 # Kubernetes gives every pod variables for each Service of its namespace: DARKROOM_PORT=tcp://... for a `darkroom`.
 SERVICE_LINK_ENDINGS = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR", "_TCP_PORT", "_TCP_PROTO")
@@ -70,16 +71,35 @@ class Settings(BaseSettings):
         256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered"
     )
     timeout_ms: int = Field(30_000, ge=1, le=60_000, description="deadline of a request that brings none")
+    header_timeout_ms: int = Field(5000, ge=1, le=60_000, description="longest wait for a request's head")
+    body_timeout_ms: int = Field(
+        10_000, ge=1, le=600_000, description="longest wait for a body, and for a client that does not read"
+    )
+    max_connections: int = Field(
+        4096, ge=1, le=1_000_000, description="most connections; beyond, only what is no prediction is answered"
+    )
     max_body_bytes: int = Field(10 * MIB, ge=1, le=1 << 30, description="largest body")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=200_000_000, description="largest image, width x height")
     max_images: int = Field(32, ge=1, le=1024, description="most images in one request")
     formats: Annotated[str, AfterValidator(known_formats)] = Field(
         ",".join(FORMATS).lower(), description=f"accepted formats, of {','.join(KNOWN_FORMATS).lower()}"
     )
+    api_keys_file: Path | None = Field(
+        None, description=f"file of API keys, one a line; also the variable {KEYS_VARIABLE}, separated by commas"
+    )
+    metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of its own for /metrics")
     docs: CliImplicitFlag[bool] = Field(True, description="serve /docs and /openapi.json")
     info: CliImplicitFlag[bool] = Field(True, description="serve /info")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
     access_log: CliImplicitFlag[bool] = Field(False, description="log successes too, not only refusals and errors")
+
+    @field_validator("metrics_port")
+    @classmethod
+    def its_own(cls, port: int | None, others: ValidationInfo) -> int | None:
+        """Refuse the port of all other routes."""
+        if port is not None and port == others.data.get("port"):
+            raise ValueError("must not be --port")
+        return port
 
     @property
     def accepted_formats(self) -> tuple[str, ...]:
@@ -115,7 +135,7 @@ def load(arguments: Sequence[str]) -> Settings:
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:
     """pydantic-settings ignores unknown variables; a misspelt limit must not be silently without effect."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {KEYS_VARIABLE}
     if unknown := sorted(name for name in environment if name.upper().startswith(PREFIX) and name not in known):
         linked = any(name.endswith(SERVICE_LINK_ENDINGS) for name in unknown)
         advice = SERVICE_LINK_ADVICE if linked else "; see python -m service --help"

@@ -4,9 +4,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from service import __version__
 from service.settings import Settings
@@ -16,6 +20,9 @@ PROGRAMS = Path(sys.executable).parent
 PROJECT = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
 LOCKS = ("requirements.lock", "requirements-base.lock")
 TORCH = {"torch", "torchvision", "triton"}
+# Below these, known holes: in forms, framing and paths (starlette, python-multipart, h11), in decoders (pillow), in
+# loading and TorchScript (torch).
+FLOORS = {"starlette": "1.3.1", "python-multipart": "0.0.32", "h11": "0.16.0", "pillow": "12.3.0", "torch": "2.11.0"}
 
 
 def read(name: str) -> str:
@@ -44,6 +51,18 @@ def test_every_dependency_is_locked() -> None:
     names = {re.split(r"[^A-Za-z0-9_.-]", line)[0].lower() for line in asked} - {PROJECT["name"]}
 
     assert names <= pins("requirements.lock").keys()
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_no_version_with_a_known_hole_is_allowed_locked_or_installed(name: str) -> None:
+    floor = Version(FLOORS[name])
+    (asked,) = (asked for asked in map(Requirement, PROJECT["dependencies"]) if asked.name == name)
+    least = [Version(clause.version) for clause in asked.specifier if clause.operator in (">=", "==")]
+    locked = [pins(lock)[name].partition(" ")[0] for lock in LOCKS if name in pins(lock)]
+
+    assert least
+    assert locked
+    assert all(found >= floor for found in [*least, *map(Version, locked), Version(version(name))])
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -130,12 +149,43 @@ def test_compose_publishes_ports_on_loopback_only() -> None:
     assert all(port.startswith('"127.0.0.1:') for port in ports)
 
 
+def test_every_container_of_compose_is_hardened() -> None:
+    for name, service in yaml.safe_load(read("docker-compose.yml"))["services"].items():
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "mem_limit" in service, name
+        assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices", "user"}, name
+
+
+def test_the_served_artifact_cannot_be_written_by_the_service() -> None:
+    services = yaml.safe_load(read("docker-compose.yml"))["services"]
+
+    assert all(volume.endswith(":ro") for name in ("serve", "serve-gpu") for volume in services[name]["volumes"])
+
+
+def test_the_image_ends_on_sigterm_and_tells_its_health_without_a_shell() -> None:
+    assert "STOPSIGNAL SIGTERM" in stages()["runtime"]
+    assert re.search(r'^HEALTHCHECK .*\\\n  CMD \["python", ', stages()["serving"], re.MULTILINE)
+    assert 'ENTRYPOINT ["python", "-m", "service"]' in stages()["serving"]
+
+
+def test_every_way_to_run_the_image_that_is_told_is_hardened() -> None:
+    told = [read(name).replace("\\\n", "").replace("#", "") for name in ("README.md", "Dockerfile")]
+    commands = [line for text in told for line in text.splitlines() if "docker run" in line]
+
+    assert len(commands) == 2
+    for flag in ("--read-only", "--tmpfs /tmp", "--cap-drop ALL", "--security-opt no-new-privileges", ":ro"):
+        assert all(flag in command for command in commands), flag
+
+
 def test_variables_of_the_containers_are_settings_of_the_service() -> None:
     text = read("Dockerfile") + read("docker-compose.yml")
     told = {name.lower() for name in re.findall(r"\bDARKROOM_([A-Z_]+)\b", text)}
 
     assert told
-    assert told <= Settings.model_fields.keys()
+    assert told <= Settings.model_fields.keys() | {"api_keys"}
 
 
 def test_every_setting_is_in_the_readme() -> None:

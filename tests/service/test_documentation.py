@@ -36,7 +36,7 @@ def test_every_route_is_a_label_of_the_metrics(service: Service) -> None:
 
 def test_every_status_of_an_error_of_predict_is_documented(service: Service) -> None:
     responses = service.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
-    elsewhere = {"not_found", "method_not_allowed", "client_disconnect"}
+    elsewhere = {"not_found", "method_not_allowed", "client_disconnect", "unauthorized"}
 
     assert {str(int(leaf.status)) for code, leaf in BY_CODE.items() if code not in elsewhere} == responses.keys() - {
         "200"

@@ -208,6 +208,15 @@ def test_uvicorn_starts_each_request_by_the_method_that_ours_replaces() -> None:
     assert "self.server_state.default_headers" in source(theirs)
 
 
+def test_uvicorn_does_at_the_end_of_a_response_what_ours_does_and_sets_its_own_timer() -> None:
+    theirs = source(HttpToolsProtocol.on_response_complete)
+
+    for step in ("total_requests += 1", "is_closing()", "flow.resume_reading()", "self.pipeline.pop()"):
+        assert step in theirs, step
+    assert "self.timeout_keep_alive_task = self.loop.call_later(" in theirs
+    assert "call_later(" not in source(HttpToolsProtocol).replace(theirs, "")
+
+
 def test_uvicorn_asks_for_the_application_at_each_request_and_gives_it_a_state_of_its_own() -> None:
     assert "app = self.app" in source(HttpToolsProtocol.on_headers_complete)
     assert '"state": self.app_state.copy(),' in source(HttpToolsProtocol.on_message_begin)

@@ -28,14 +28,55 @@ def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
         (["--dtype", "int8"], "--dtype"),
         pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
         (["--host", "203.0.113.1"], "--host 203.0.113.1"),
+        (
+            ["--port", "8123", "--metrics-port", "8123"],
+            "--metrics-port (DARKROOM_METRICS_PORT): Value error, must not be",
+        ),
+        (["--api-keys-file", "/nowhere/keys"], "--api-keys-file /nowhere/keys: No such file or directory"),
+        (["--api-keys-file", "/dev/null"], "--api-keys-file /dev/null: no keys"),
+        (["--api-keys", "secret"], "--api-keys"),
     ],
 )
 def test_a_wrong_flag_stops_the_start_with_one_line(model: Path, flags: list[str], said: str) -> None:
     assert said in only_line(running.run("--model", str(model), *flags))
 
 
+@pytest.mark.parametrize(("files", "each"), [((300, 712), 200), ((300, 2000), 300), ((2000, 2000), 300)])
+def test_open_files_are_raised_to_what_connections_need_and_bound_them_with_a_warning(
+    files: tuple[int, int], each: int
+) -> None:
+    program = (
+        "import resource\nfrom service.protocol import connections_each\nfrom service.settings import load\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {files})\n"
+        "print(connections_each(load(['--model', 'a', '--max-connections', '600', '--http-processes', '2'])))\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+
+    assert [each, files[1]] == [int(line) for line in finished.stdout.split()]
+    assert (each < 300) == ("fewer connections than --max-connections" in finished.stderr)
+    assert len(finished.stderr.splitlines()) <= 1
+
+
 def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
     assert "--model (DARKROOM_MODEL): Field required" in only_line(running.run())
+
+
+@pytest.mark.parametrize("keys", ["", " , ", "fine,sec ret"])
+def test_a_variable_without_keys_or_with_a_malformed_one_stops_the_start_without_showing_it(
+    model: Path, keys: str
+) -> None:
+    line = only_line(running.run("--model", str(model), DARKROOM_API_KEYS=keys))
+
+    assert "DARKROOM_API_KEYS: " in line
+    assert "ret" not in line
+
+
+def test_a_port_for_metrics_in_use_stops_the_start_before_the_model_loads(service: Service, model: Path) -> None:
+    port = service.url.rpartition(":")[2]
+    flags = ["--port", "0", "--metrics-port", port]
+
+    assert f"--metrics-port {port}: Address already in use" in only_line(running.run("--model", str(model), *flags))
 
 
 def test_an_unknown_variable_stops_the_start(model: Path) -> None:
