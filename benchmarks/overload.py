@@ -16,7 +16,7 @@ from benchmarks.servers import Server
 from benchmarks.timeline import recovery
 from benchmarks.trials import Ground
 
-SHARES = (0.4, 0.6, 0.75, 0.85, 0.95)  # of what a closed loop is answered
+SHARES = (0.5, 0.7, 0.85, 0.95)  # of what a closed loop is answered
 QUICK_SHARES = (0.5,)
 LIMIT_MS = 100.0  # p99 at capacity
 BASE, STEADY, BURST = 0.5, 0.7, 10.0  # times C

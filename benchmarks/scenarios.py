@@ -28,7 +28,7 @@ from service.settings import Settings
 CALM_S = 2.0  # before a fault
 KILLS = 10
 STOPPED_S = 20.0
-CRASHED_S = 60.0  # within which a service that cannot start its worker again should have ended
+CRASHED_S = 45.0  # within which a service that cannot start its worker again should have ended
 MARKED = 8  # one in so many requests is a marked one
 BAD = (1, 4, 7, 11, 14, 17)  # of twenty requests
 SEED = 4
@@ -43,7 +43,7 @@ def killed(ground: Ground) -> list[Row]:
 
 def kills(ground: Ground) -> list[Row]:
     """F2: the worker is killed ten times, at random moments."""
-    return list(killing(ground, ground.server()))
+    return killing(ground, ground.server(), seconds=8)
 
 
 def kills_with_spare(ground: Ground) -> list[Row]:
@@ -51,18 +51,18 @@ def kills_with_spare(ground: Ground) -> list[Row]:
     if "spares" not in Settings.model_fields:
         return [skipped("kills_spare", "the service has no --spares")]
     with ground.fresh("--spares", "1") as server:
-        return [row | {"scenario": "kills_spare"} for row in killing(ground, server)]
+        return [row | {"scenario": "kills_spare"} for row in killing(ground, server, seconds=6)]
 
 
-def killing(ground: Ground, server: Server) -> Sequence[Row]:
+def killing(ground: Ground, server: Server, seconds: float) -> list[Row]:
     """A row a kill, each under a load of its own once the server has settled."""
-    chance, rows = random.Random(SEED), []
+    chance, rows = random.Random(SEED), list[Row]()
     for number in range(1 if ground.plan.quick else KILLS):
         if not trials.settled(server, ground.images[0]):
             rows.append(skipped("kills", f"not ready a minute after kill {number}") | {"failed": True})
             break
         acts = [strike(server, chance.uniform(1, 2), signal.SIGKILL, processes.busy_worker, "worker")]
-        rows.append(ground.trial(server, "kills", rate=ground.rate / 2, seconds=quick(ground, 9), acts=acts))
+        rows.append(ground.trial(server, "kills", rate=ground.rate / 2, seconds=quick(ground, seconds), acts=acts))
     return rows
 
 
@@ -75,7 +75,7 @@ def stopped(ground: Ground) -> list[Row]:
 
 def hanging(ground: Ground) -> list[Row]:
     """F4: a picture for which the model never ends."""
-    return poisoned(ground, "F4", Mark.HANGS, seconds=15)
+    return poisoned(ground, "F4", Mark.HANGS, seconds=12)
 
 
 def http_killed(ground: Ground) -> list[Row]:
@@ -130,7 +130,7 @@ def nonfinite(ground: Ground) -> list[Row]:
 
 def out_of_memory(ground: Ground) -> list[Row]:
     """A picture for which the model wants more memory than there is; a frozen module may die of the second one."""
-    return poisoned(ground, "memory", Mark.MEMORY, seconds=15, times=3)
+    return poisoned(ground, "memory", Mark.MEMORY, seconds=12, times=3)
 
 
 def poisoned(ground: Ground, name: str, mark: Mark, seconds: float, times: int = 1) -> list[Row]:
