@@ -171,10 +171,13 @@ def burst(rows: Sequence[Row]) -> Table:
         if "burst" not in row:
             continue
         found = row["burst"]
-        numbers = (row["refused_ms"], row["accepted_ms"], row["steady_p99_ms"], row["burst_goodput"])
+        refusals = number(row["refused_ms"]) if row["refused_ms"] else "-"
+        numbers = (row["accepted_ms"], row["steady_p99_ms"], row["burst_goodput"])
         after = [told(row[name]) for name in ("full_rate_s", "normal_s")]
         images = str(row["images"] or "-")
-        cells.append([row["server"], by_status(found), number(row["capacity"]), images, *map(number, numbers), *after])
+        cells.append(
+            [row["server"], by_status(found), number(row["capacity"]), images, refusals, *map(number, numbers), *after]
+        )
         cells[-1] += [str(row["lost"]), str(row["wrong"]), number(found["late_ms"])]
     columns = ("", "answers in the burst", "C", "--capacity (C x p99 at 0.7 C)", "refusals p99 ms", "accepted p99 ms")
     more = (
