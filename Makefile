@@ -1,6 +1,6 @@
 # One command for each job; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench lock system
+.PHONY: help setup serve test bench campaign lock system
 
 PORT ?= 8000
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --f
 	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_FLAGS)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## make .venv with all that the other targets need (TORCH_INDEX=URL takes torch from there: CPU-only)
 
@@ -54,6 +54,10 @@ test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" ma
 bench: $(READY)  ## measure the service, 35 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
 	for suite in "compare $(if $(PEERS),--peers)" "pairs $(if $(PEERS),--peers)" stages batches growth $(if $(TEST_DATA),accuracy); do \
 		.venv/bin/python -m benchmarks $$suite || exit; done
+
+campaign: $(READY)  ## break the service for real under load, 27 minutes, to benchmarks/results (ONLY="F1 kills": these alone)
+	.venv/bin/python -m benchmarks faults $(if $(ONLY),--only $(ONLY))
+	$(if $(ONLY),,.venv/bin/python -m benchmarks soak)
 
 lock: $(READY)  ## write both lock files anew from pyproject.toml (LOCK_FLAGS=--upgrade takes newer releases)
 	$(COMPILE) --output-file requirements.lock pyproject.toml

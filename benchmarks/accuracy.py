@@ -26,6 +26,7 @@ CLASSES = 1000
 DTYPES = ("fp32", "bf16")
 BATCH = 8
 QUICK = 4  # images of each folder
+QUICK_PX = 64
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -37,7 +38,7 @@ def measure(plan: Plan) -> list[Row]:
     if plan.quick:
         photos, others = photos[:QUICK], others[:QUICK]
     paths = [*photos, *others]
-    model = squeezenet(plan.data, plan.models)
+    model = squeezenet(plan.data, plan.models, QUICK_PX if plan.quick else None)
     half, full = (answers(model, dtype, paths, plan) for dtype in reversed(DTYPES))
     rows: list[Row] = []
     for path, fp32, bf16 in zip(paths, full, half, strict=True):
@@ -62,8 +63,8 @@ def read_labels(path: Path) -> dict[str, int]:
         return {row["file"]: int(row["imagenet_index"]) for row in csv.DictReader(file)}
 
 
-def squeezenet(data: Path, models: Path) -> Path:
-    """An artifact of the pretrained network; its classes are numbered, for their names are not told.
+def squeezenet(data: Path, models: Path, input_size: int | None) -> Path:
+    """An artifact of the pretrained network, for its usual input size or another; classes are numbered, not named.
 
     Raises:
         BenchmarkError: there are no weights.
@@ -71,9 +72,9 @@ def squeezenet(data: Path, models: Path) -> Path:
     weights = next((data / "weights").glob(WEIGHTS), None)
     if weights is None:
         raise BenchmarkError(f"no weights/{WEIGHTS} in {data}")
-    path = models / "squeezenet-imagenet.pt"
+    path = models / f"squeezenet-imagenet-{input_size or 'usual'}.pt"
     if not path.is_file():
-        network = classifier(ARCHITECTURE, CLASSES)
+        network = classifier(ARCHITECTURE, CLASSES, input_size=input_size)
         load_pretrained(network.network, torch.load(weights, map_location="cpu", weights_only=True))
         known = Architecture(name=ARCHITECTURE, arguments={"num_classes": CLASSES})
         names = tuple(f"imagenet-{index}" for index in range(CLASSES))

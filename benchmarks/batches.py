@@ -31,7 +31,7 @@ def measure(plan: Plan) -> list[Row]:
     with servers.running(contenders.darkroom(plan.flags), workload.model, workload.body, device=plan.device) as server:
         server.load(workload.body, connections=64, seconds=servers.WARM_S)
         closed = server.load(workload.body, connections=64, seconds=plan.seconds).requests_per_s
-        offered = load.run(server.url, images, rate=TOO_MUCH * closed, seconds=plan.seconds, connections=64, seed=None)
+        offered = load.run(server.url, images, rate=TOO_MUCH * closed, seconds=plan.seconds, connections=64).report
         peak = offered.answers_per_s
         rows.append({"workload": workload.name, "peak_per_s": peak, "closed_per_s": closed})
         plan.say(f"{workload.name}: peak {peak:.0f}/s in the open loop, {closed:.0f}/s in the closed one")
@@ -45,7 +45,7 @@ def measure(plan: Plan) -> list[Row]:
                     seconds=plan.seconds,
                     connections=CONNECTIONS,
                     seed=SEED + at if plan.arrivals == "poisson" else None,
-                )
+                ).report
                 rows.append({"workload": workload.name, "share": share, "round": at, "rate": share * peak})
                 rows[-1] |= {"batch": batch(before, server.metrics()), "lost": found.lost, "wrong": found.wrong}
                 rows[-1] |= {"clean": found.clean, "late_ms": found.late_ms, "answers_per_s": found.answers_per_s}

@@ -61,11 +61,19 @@ positive.__name__, whole.__name__ = "positive number", "positive whole number"
 WORKLOAD = (
     "A (SimpleCNN, 32x32 JPEG), A100k (the same in 100 kB), B (ResNet-18, photo), or an architecture with the photo"
 )
+FAULTS = (
+    *("F1", "F3", "F4", "F8", "F9", "G4", "memory", "F10", "F15", "bad", "kills", "kills_spare", "F5", "F6", "F7"),
+    *("F12", "F13", "F14", "F11", "burst"),
+)
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--seconds": {"type": positive, "help": "how long one measurement takes"},
     "--rounds": {"type": whole, "help": "how often everything is measured, in turn"},
     "--pairs": {"type": whole, "help": "how often service and bound are measured, in turn", "dest": "rounds"},
-    "--minutes": {"type": positive, "help": "no round begins, but for the first, that would pass them"},
+    "--minutes": {
+        "type": positive,
+        "help": "no round begins, but for the first, that would pass them; of soak, its length",
+    },
+    "--only": {"nargs": "+", "choices": FAULTS, "help": "these scenarios, after the capacity that they need"},
     "--workloads": {"nargs": "+", "help": WORKLOAD},
     "--workload": {"nargs": 1, "help": WORKLOAD, "dest": "workloads"},
     "--dtype": {"choices": ("fp32", "bf16", "fp16", "tf32"), "help": "number format of the network"},
@@ -102,6 +110,15 @@ SUITES: Mapping[str, Suite] = {
         "ResNet-50 with photos on a GPU, against the smaller of decode bound and forward bound, with stages.",
         {"--seconds": 5, "--rounds": 3, "--minutes": 5, "--workload": ["resnet50"], "--dtype": "fp32"}
         | {"--device": "cuda", "--flags": []},
+    ),
+    "faults": Suite(
+        "The service under load while its processes are killed, stopped and told to end, its model fails, its disk is "
+        "full, and ten times its capacity comes; where it applies beside LitServe as its README shows it.",
+        {"--only": [], "--flags": []},
+    ),
+    "soak": Suite(
+        "Memory, file descriptors and what is left in flight over many minutes at half of the capacity.",
+        {"--minutes": 15, "--workload": ["simple_cnn"], "--flags": []},
     ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",

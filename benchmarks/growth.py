@@ -26,8 +26,8 @@ def measure(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for at in plan.numbers():
         for workers, http in layouts:
-            flags = [*plan.flags, "--workers", str(workers), "--http-processes", str(http)]
-            contender = contenders.darkroom(flags)
+            flags = [*["--workers", str(workers)] * (workers > 1), *["--http-processes", str(http)] * (http > 1)]
+            contender = contenders.darkroom([*plan.flags, *flags])
             with servers.running(contender, workload.model, workload.body, device=plan.device) as server:
                 server.load(workload.body, connections=CONNECTIONS, seconds=servers.WARM_S)
                 found = server.load(workload.body, connections=CONNECTIONS, seconds=plan.seconds)

@@ -8,35 +8,37 @@ run, so that checking costs the server's cores nothing while it is measured.
 """
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
 import random
 import re
+import signal
+import socket
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count, takewhile
-from math import ceil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvloop
 
+from benchmarks.alarm import Alarm
 from benchmarks.command_line import Parser, positive, whole
 from benchmarks.errors import BenchmarkError
+from benchmarks.outcomes import REQUEST_ID, Outcome, Report, as_expected, report
+from benchmarks.timeline import Mark
 from models.errors import ArtifactError
 
 GRACE_S = 10.0  # how long answers are waited for after the last request was due
-TOLERANCE = 1e-4  # between an answered probability and the expected one
+RETRY_S = 0.25  # between tries to connect to a server that was there
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-REQUEST_ID = re.compile(rb"\r\nx-request-id: *(\S+)", re.IGNORECASE)
-TFD_TIMER_ABSTIME = 1  # <sys/timerfd.h>
+LAST_ANSWER = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,35 +47,33 @@ class Image:
 
     body: bytes
     expected: tuple[int, float] | None = None
+    kind: str = "application/octet-stream"
+    group: str = ""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What became of a schedule; latencies in milliseconds from the scheduled time, over all that was answered.
+class Act:
+    """What is done to the server `at` seconds after the start; `does` blocks, and calls its argument as it does it."""
 
-    lost = sent - answered; `wrong` are answers of status 200 other than expected, `misnamed` answers without their
-    request's id. `late_ms` is the 99th percentile of how late this tool sent what had a free connection.
+    at: float
+    name: str
+    does: Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True)
+class Course:
+    """A schedule that is over: an outcome a request, in order, and when what was done.
+
+    It started at `start` seconds of CLOCK_MONOTONIC.
     """
 
-    scheduled: int
-    sent: int
-    answered: int
-    lost: int
-    wrong: int
-    misnamed: int
-    statuses: dict[str, int]
-    answers_per_s: float
-    mean_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    p999_ms: float
-    late_ms: float
+    outcomes: Sequence[Outcome]
+    marks: Sequence[Mark] = ()
+    start: float = 0.0
 
     @property
-    def clean(self) -> bool:
-        """Whether every request was sent and answered as expected."""
-        return self.answered == self.scheduled == self.statuses.get("200", 0) and not self.wrong + self.misnamed
+    def report(self) -> Report:
+        return report(self.outcomes)
 
 
 def schedule(rate: float, seconds: float, seed: int | None = None) -> list[float]:
@@ -85,21 +85,6 @@ def schedule(rate: float, seconds: float, seed: int | None = None) -> list[float
     return list(takewhile(lambda due: due < seconds, arrivals))
 
 
-class Alarm:
-    """A file descriptor that becomes readable at a time of CLOCK_MONOTONIC; event loops round theirs to 1 ms."""
-
-    def __init__(self) -> None:
-        self.library = ctypes.CDLL(None, use_errno=True)
-        self.descriptor = self.library.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.descriptor < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
-
-    def set(self, at: float) -> None:
-        """Ring once at `at` seconds, at once where that has passed."""
-        value = (ctypes.c_long * 4)(0, 0, int(at), int(at % 1 * 1e9))
-        self.library.timerfd_settime(self.descriptor, TFD_TIMER_ABSTIME, value, None)
-
-
 @dataclass
 class Exchange:
     """One request's course; times in seconds of CLOCK_MONOTONIC."""
@@ -109,13 +94,15 @@ class Exchange:
     finished: float | None = None
     reply: bytes = b""
     waited: bool = False  # for a free connection
+    unread: bool = False
 
 
 class Connection(asyncio.Protocol):
     """A connection with at most one request under way."""
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: "Run", link: socket.socket) -> None:
         self.run = run
+        self.link = link
         self.buffer = bytearray()
         self.exchange: Exchange | None = None
 
@@ -138,16 +125,29 @@ class Connection(asyncio.Protocol):
             exchange.finished = time.monotonic()
             exchange.reply = bytes(self.buffer)
             self.buffer.clear()
-            self.run.free.append(self)
             self.run.open -= 1
+            if LAST_ANSWER.search(exchange.reply, 0, head + 2):
+                self.transport.abort()
+            else:
+                self.run.free.append(self)
             self.run.send_due()
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def closed(self) -> bool:
+        """Whether the server has closed it, which the event loop may not have told yet."""
+        try:
+            return not self.link.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def connection_lost(self, error: Exception | None) -> None:
         self.run.alive.discard(self)
         if self in self.run.free:
             self.run.free.remove(self)
         if self.exchange is not None:
             self.run.open -= 1
+            self.exchange.unread = isinstance(error, ConnectionError)
         self.run.replace()
 
 
@@ -172,22 +172,40 @@ class Run:
         self.over = asyncio.Event()
         self.heads = [
             f"POST {self.path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n"
-            f"Content-Type: application/octet-stream\r\nContent-Length: {len(image.body)}\r\nX-Request-ID: load-"
+            f"Content-Type: {image.kind}\r\nContent-Length: {len(image.body)}\r\nX-Request-ID: load-"
             for image in self.images
         ]
 
-    async def connect(self) -> None:
-        """Open one connection; where that fails there is one less."""
-        with suppress(OSError):
-            await asyncio.get_running_loop().create_connection(lambda: Connection(self), *self.address)
+    async def connect(self, *, again: bool = False) -> None:
+        """Open one connection; where that fails there is one less, or it is tried `again` while something is due."""
+        while True:
+            try:
+                link = socket.socket()
+                link.setblocking(False)
+                loop = asyncio.get_running_loop()
+                await loop.sock_connect(link, self.address)
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await loop.create_connection(partial(Connection, self, link), sock=link)
+                return
+            except OSError:
+                link.close()
+                if not again or self.next == len(self.exchanges):
+                    return
+                await asyncio.sleep(random.uniform(0.5, 1.5) * RETRY_S)
 
     def replace(self) -> None:
         """Open another connection for one that was lost, while there is something to send or to wait for."""
         if self.open > 0 and not self.over.is_set():
-            task = asyncio.ensure_future(self.connect())
+            task = asyncio.ensure_future(self.connect(again=True))
             self.connecting.add(task)
-            task.add_done_callback(self.connecting.discard)
+            task.add_done_callback(self.settle)
         else:
+            self.over.set()
+
+    def settle(self, task: "asyncio.Task[None]") -> None:
+        """There is another connection, or there is none to be had."""
+        self.connecting.discard(task)
+        if not self.connecting and not self.alive:
             self.over.set()
 
     def ring(self) -> None:
@@ -205,7 +223,10 @@ class Run:
     def send_due(self) -> None:
         """Send what is due over what is free."""
         while self.due and self.free:
-            connection, number = self.free.popleft(), self.due.popleft()
+            connection = self.free.popleft()
+            if connection.closed():
+                continue
+            number = self.due.popleft()
             exchange = connection.exchange = self.exchanges[number]
             which = number % len(self.images)
             exchange.sent = time.monotonic()
@@ -215,8 +236,14 @@ class Run:
 
 
 async def drive(
-    url: str, images: Sequence[Image], times: Sequence[float], *, connections: int, grace: float = GRACE_S
-) -> Report:
+    url: str,
+    images: Sequence[Image],
+    times: Sequence[float],
+    *,
+    connections: int,
+    grace: float = GRACE_S,
+    acts: Sequence[Act] = (),
+) -> Course:
     """Send `images` in turn at `times`, seconds from the start, over so many connections opened before.
 
     Raises:
@@ -234,6 +261,8 @@ async def drive(
     start = time.monotonic() + 0.05
     for exchange in run.exchanges:
         exchange.due += start
+    marks: list[Mark] = []
+    doing = [asyncio.ensure_future(perform(act, start, marks)) for act in acts]
     try:
         loop.add_reader(run.alarm.descriptor, run.ring)
         run.alarm.set(start)
@@ -247,96 +276,100 @@ async def drive(
         os.close(run.alarm.descriptor)
         for connection in list(run.alive):
             connection.transport.abort()
-    return report(run.exchanges, images)
+    await asyncio.gather(*doing)
+    judged = (judge(at, one, images[at % len(images)], start) for at, one in enumerate(run.exchanges))
+    return Course(list(judged), marks, start)
 
 
-def report(exchanges: Sequence[Exchange], images: Sequence[Image]) -> Report:
-    """Count and check what came back."""
-    statuses: Counter[str] = Counter()
-    latencies, late, wrong, misnamed = [], [0.0], 0, 0
-    for number, exchange in enumerate(exchanges):
-        if exchange.sent is not None and not exchange.waited:
-            late.append(exchange.sent - exchange.due)
-        if exchange.finished is None:
-            continue
-        latencies.append(exchange.finished - exchange.due)
-        status = exchange.reply[9:12].decode()
-        statuses[status] += 1
-        identity = REQUEST_ID.search(exchange.reply)
-        misnamed += identity is None or identity[1] != f"load-{number}".encode()
-        expected = images[number % len(images)].expected
-        wrong += status == "200" and expected is not None and not as_expected(exchange.reply, expected)
-    sent = sum(exchange.sent is not None for exchange in exchanges)
-    seconds = max((e.finished for e in exchanges if e.finished), default=1.0) - min(e.due for e in exchanges)
-    p50, p90, p99, p999 = (percentile(latencies, share) * 1000 for share in (0.5, 0.9, 0.99, 0.999))
-    return Report(
-        len(exchanges),
+async def perform(act: Act, start: float, marks: list[Mark]) -> None:
+    """Do it in its time, on a thread of its own, and note when."""
+    await asyncio.sleep(start + act.at - time.monotonic())
+    await asyncio.to_thread(act.does, lambda: marks.append(Mark(time.monotonic() - start, act.name)))
+
+
+def judge(number: int, exchange: Exchange, image: Image, start: float) -> Outcome:
+    """Check what came back."""
+    due, sent = exchange.due - start, None if exchange.sent is None else exchange.sent - start
+    if exchange.finished is None:
+        return Outcome(due, sent, waited=exchange.waited, unread=exchange.unread, group=image.group)
+    status = int(exchange.reply[9:12])
+    identity = REQUEST_ID.search(exchange.reply)
+    return Outcome(
+        due,
         sent,
-        len(latencies),
-        sent - len(latencies),
-        wrong,
-        misnamed,
-        dict(sorted(statuses.items())),
-        len(latencies) / seconds,
-        1000 * sum(latencies) / max(1, len(latencies)),
-        p50,
-        p90,
-        p99,
-        p999,
-        percentile(late, 0.99) * 1000,
+        exchange.finished - start,
+        status,
+        wrong=status == 200 and image.expected is not None and not as_expected(exchange.reply, image.expected),
+        misnamed=identity is None or identity[1] != f"load-{number}".encode(),
+        waited=exchange.waited,
+        group=image.group,
     )
 
 
-def as_expected(reply: bytes, expected: tuple[int, float]) -> bool:
-    """Whether a reply's first prediction has this class index and this probability."""
-    try:
-        first = json.loads(reply.partition(b"\r\n\r\n")[2])["predictions"][0]
-        return bool(first["index"] == expected[0] and abs(first["probability"] - expected[1]) <= TOLERANCE)
-    except (ValueError, KeyError, IndexError, TypeError):
-        return False
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that this share of all does not exceed (nearest rank); 0 where there is none."""
-    return sorted(values)[max(0, ceil(share * len(values)) - 1)] if values else 0.0
-
-
 def run(
-    url: str, images: Sequence[Image], *, rate: float, seconds: float, connections: int, seed: int | None
-) -> Report:
-    """Drive a schedule from a program without an event loop."""
-    times = schedule(rate, seconds, seed) or [0.0]
-    return uvloop.run(drive(url, images, times, connections=connections))
+    url: str, images: Sequence[Image], *, rate: float, seconds: float, seed: int | None = None, **how: Any
+) -> Course:
+    """Drive an even schedule, or one by Poisson's law with a seed, from a program without an event loop."""
+    return drive_now(url, images, schedule(rate, seconds, seed) or [0.0], **how)
+
+
+def drive_now(url: str, images: Sequence[Image], times: Sequence[float], **how: Any) -> Course:
+    """`drive`, from a program without an event loop."""
+    return uvloop.run(drive(url, images, times, **how))
+
+
+def fault(text: str) -> Act:
+    """What `--fault KILL:4711:5` asks for: a signal, to a process, after so many seconds."""
+    name, pid, at = text.split(":")
+    number, process = signal.Signals[f"SIG{name}"], int(pid)
+
+    def strike(mark: Callable[[], None]) -> None:
+        os.kill(process, number)
+        mark()
+
+    return Act(float(at), f"SIG{name}", strike)
+
+
+def parser() -> Parser:
+    """What the tool takes."""
+    made = Parser("python -m benchmarks.load", description=(__doc__ or "").partition("\n\n")[0])
+    add = made.add_argument
+    add("--url", required=True, help="where to post, e.g. http://127.0.0.1:8000/predict")
+    add("--rate", type=positive, nargs="+", required=True, help="requests a second; of several, one after the other")
+    add("--seconds", type=positive, default=10, help="how long each (default 10)")
+    add("--connections", type=whole, default=64, help="opened before the start (default 64)")
+    add("--image", type=Path, nargs="+", required=True, help="files to post, in turn")
+    add("--model", type=Path, help="check answers with this artifact, called directly")
+    add("--seed", type=int, help="arrivals by Poisson's law with this seed; without, evenly spaced")
+    add("--fault", type=fault, nargs="+", default=[], help="SIGNAL:PID:SECONDS, e.g. KILL:4711:5")
+    add("--json", action="store_true", help="print the reports as JSON, one a line")
+    add("--out", type=Path, help="folder for load.json, load.md and load.svg: time lines, latency by offered load")
+    return made
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line; exit code 1 where an answer is missing or not as expected."""
-    parser = Parser("python -m benchmarks.load", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--url", required=True, help="where to post, e.g. http://127.0.0.1:8000/predict")
-    parser.add_argument("--rate", type=positive, required=True, help="requests a second")
-    parser.add_argument("--seconds", type=positive, default=10, help="how long (default 10)")
-    parser.add_argument("--connections", type=whole, default=64, help="opened before the start (default 64)")
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="files to post, in turn")
-    parser.add_argument("--model", type=Path, help="check answers with this artifact, called directly")
-    parser.add_argument("--seed", type=int, help="arrivals by Poisson's law with this seed; without, evenly spaced")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     try:
-        given = parser.parse_args(arguments)
+        given = parser().parse_args(arguments)
         bodies = [path.read_bytes() for path in given.image]
         images = [Image(body) for body in bodies]
         if given.model:
             from benchmarks.workloads import expected  # with torch, which a run without checks does not need
 
             images = [Image(body, expected(given.model, body)) for body in bodies]
-        found = run(
-            given.url, images, rate=given.rate, seconds=given.seconds, connections=given.connections, seed=given.seed
-        )
+        how = {"seconds": given.seconds, "connections": given.connections, "seed": given.seed, "acts": given.fault}
+        found = [run(given.url, images, rate=rate, **how) for rate in given.rate]
+        if given.out:
+            from benchmarks import courses  # with matplotlib
+
+            courses.write(given.out, given.rate, given.seconds, found)
     except (BenchmarkError, ArtifactError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    told = asdict(found)
-    print(json.dumps(told) if given.json else "\n".join(f"{name:14} {value}" for name, value in told.items()))
-    return 0 if found.clean else 1
+    for course in found:
+        told = asdict(course.report)
+        print(json.dumps(told) if given.json else "\n".join(f"{name:14} {value}" for name, value in told.items()))
+    return 0 if all(course.report.clean for course in found) else 1
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Plan:
     flags: Sequence[str] = ()
     arrivals: str = "even"
     data: Path | None = None
+    only: Sequence[str] = ()
     started: float = field(default_factory=time.monotonic)
 
     def say(self, line: str) -> None:

@@ -1,6 +1,7 @@
 """Pictures of rows: bars with spread, lines, stacks; one look for all suites."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from statistics import median
 from typing import Any
 
@@ -12,10 +13,14 @@ OURS, OTHER, THIRD, FOURTH, FIFTH, GREY = "#0072B2", "#E69F00", "#009E73", "#CC7
 COLOURS = (OURS, OTHER, THIRD, FOURTH, FIFTH)
 
 
-def panels(count: int, *, width: float = 5.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side; inches each."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    found = list(figure.subplots(1, count, squeeze=False)[0])
+def panels(count: int, *, width: float = 5.2, height: float = 3.4, across: int = 9) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, so many of them side by side; inches each."""
+    across, down = min(count, across), ceil(count / across)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    found = list(figure.subplots(down, across, squeeze=False).flat)
+    for spare in found[count:]:
+        spare.set_visible(False)
+    found = found[:count]
     for axes in found:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

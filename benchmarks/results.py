@@ -27,15 +27,16 @@ SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "darkroom", "font.family": "
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, column names and cells as they are shown."""
+    """A heading, column names and cells as they are shown; the first columns are `texts`, the others numbers."""
 
     title: str
     columns: Sequence[str]
     cells: Sequence[Sequence[str]]
+    texts: int = 1
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown; the first column is text, the others are numbers."""
-        lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.cells]
+        """The table in GitHub's Markdown."""
+        lines = [self.columns, ["---"] * self.texts + ["---:"] * (len(self.columns) - self.texts), *self.cells]
         return "\n".join([f"### {self.title}", "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
@@ -72,11 +73,12 @@ def sentence(told: Mapping[str, Any]) -> str:
     """The conditions in one line."""
     options = told["options"]
     quick = "; quick: these figures mean nothing" if options["quick"] else ""
+    rounds = f"; up to {options['rounds']} rounds of {options['seconds']:g} s; median (min-max)"
+    rounds = rounds if options["rounds"] > 1 else ""
     return (
         f"{told['gpu'] + ', ' if told['gpu'] else ''}{told['cpu']}, {told['cores']} cores, Linux {told['kernel']}; "
         f"Python {told['python']}, torch {told['torch']}, LitServe {told['litserve']}, wrk {told['wrk']}; "
-        f"commit {told['commit']}, {told['date'][:10]}; up to {options['rounds']} rounds of {options['seconds']:g} s; "
-        f"median (min-max){quick}"
+        f"commit {told['commit']}, {told['date'][:10]}{rounds}{quick}"
     )
 
 

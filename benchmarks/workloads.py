@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from benchmarks.errors import BenchmarkError
 from models import artifact
 from models.architectures import ARCHITECTURES, classifier
+from models.classifier import Classifier
 from models.decode import decode
 from models.manifest import Architecture
 
@@ -72,14 +74,19 @@ def model_file(folder: Path, architecture: str) -> Path:
         raise BenchmarkError(f"unknown workload {architecture!r}: A, A100k, B, or one of {', '.join(ARCHITECTURES)}")
     path = folder / f"{architecture}.pt"
     if not path.is_file():
-        torch.manual_seed(0)
-        network = classifier(architecture, len(CLASSES))
-        last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-        with torch.no_grad():
-            last.weight *= SHARPER
         known = Architecture(name=architecture, arguments={"num_classes": len(CLASSES)})
-        artifact.save(path, network, name=architecture, classes=CLASSES, architecture=known)
+        artifact.save(path, seeded(architecture), name=architecture, classes=CLASSES, architecture=known)
     return path
+
+
+def seeded(architecture: str) -> Classifier:
+    """An untrained classifier, the same every time."""
+    torch.manual_seed(0)
+    network = classifier(architecture, len(CLASSES))
+    last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight *= SHARPER
+    return network
 
 
 def photo() -> tuple[bytes, str]:
@@ -98,8 +105,12 @@ def jpeg(width: int, height: int, seed: int = 0) -> bytes:
     field = Image.fromarray(random.randint(0, 256, (8, 8, 3)).astype(np.uint8))
     soft = np.asarray(field.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     grain = random.randint(-12, 13, (height, width, 1), dtype=np.int16)
+    return encode(Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)), "JPEG", quality=85)
+
+
+def encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(soft + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 

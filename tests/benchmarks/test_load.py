@@ -1,13 +1,17 @@
 import asyncio
 import json
+import socket
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from benchmarks import load
-from benchmarks.load import Image, schedule
+from benchmarks.load import Act, Image, schedule
+from benchmarks.outcomes import REQUEST_ID, Report
 
 BODY = b"picture"
 RIGHT = (3, 0.75)
@@ -28,7 +32,7 @@ def answering(answer: Answer) -> Iterator[str]:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await reader.readexactly(len(BODY))
-                identity = load.REQUEST_ID.search(head)
+                identity = REQUEST_ID.search(head)
                 assert identity
                 told = await answer(next(numbers), identity[1].decode())
                 if told is None:
@@ -58,9 +62,9 @@ def answering(answer: Answer) -> Iterator[str]:
         loop.close()
 
 
-def drive(answer: Answer, *, rate: float = 100, seconds: float = 0.5, connections: int = 4) -> load.Report:
+def drive(answer: Answer, *, rate: float = 100, seconds: float = 0.5, connections: int = 4) -> Report:
     with answering(answer) as url:
-        return load.run(url, [Image(BODY, RIGHT)], rate=rate, seconds=seconds, connections=connections, seed=None)
+        return load.run(url, [Image(BODY, RIGHT)], rate=rate, seconds=seconds, connections=connections).report
 
 
 async def right(_: int, identity: str) -> bytes:
@@ -110,6 +114,21 @@ def test_a_request_whose_connection_is_closed_is_lost_and_the_others_go_on() -> 
     assert not report.clean
 
 
+def test_a_request_that_the_server_did_not_read_before_it_closed_is_not_lost() -> None:
+    def close_unread() -> None:
+        with listener.accept()[0] as connection:
+            connection.recv(1, socket.MSG_PEEK)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=close_unread)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
+        report = load.run(url, [Image(BODY)], rate=1, seconds=1, connections=1).report
+        thread.join(10)
+
+    assert (1, 0, 0, 1) == (report.sent, report.accepted, report.lost, report.unread)
+
+
 def test_an_answer_other_than_expected_is_wrong() -> None:
     async def mistaken(number: int, identity: str) -> bytes:
         return reply(identity, index=4 if number == 5 else RIGHT[0])
@@ -140,6 +159,56 @@ def test_other_statuses_are_counted_and_not_clean() -> None:
     assert not report.clean
 
 
+def test_a_connection_that_the_server_ends_with_its_answer_is_replaced() -> None:
+    async def ending(number: int, identity: str) -> bytes:
+        return reply(identity).replace(b"content-length", b"connection: close\r\ncontent-length")
+
+    assert drive(ending, connections=2).clean
+
+
+def test_what_is_done_to_the_server_is_marked_when_it_happens() -> None:
+    gone = asyncio.Event()
+
+    async def ending(_: int, identity: str) -> bytes | None:
+        return None if gone.is_set() else reply(identity)
+
+    def strike(mark: Callable[[], None]) -> None:
+        gone.set()
+        mark()
+
+    with answering(ending) as url:
+        course = load.run(
+            url, [Image(BODY, RIGHT)], rate=100, seconds=0.5, connections=4, acts=[Act(0.2, "end", strike)]
+        )
+
+    (mark,) = course.marks
+    assert "end" == mark.name
+    assert 0.2 <= mark.at < 0.4
+    assert {True} == {outcome.right for outcome in course.outcomes if outcome.finished and outcome.finished < mark.at}
+    assert 50 == course.report.sent > course.report.answered
+    assert course.report.lost == 50 - course.report.answered
+
+
+def test_several_rates_with_a_fault_leave_tables_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bystander = subprocess.Popen(["sleep", "60"])
+    image = tmp_path / "image"
+    image.write_bytes(BODY)
+    with answering(right) as url:
+        flags = ["--url", url, "--image", str(image), "--rate", "50", "100", "--seconds", "0.4", "--json"]
+        fault = ["--fault", f"KILL:{bystander.pid}:0.1", "--out", str(tmp_path)]
+
+        assert 0 == load.main([*flags, *fault])
+
+    assert [20, 40] == [json.loads(line)["answered"] for line in capsys.readouterr().out.splitlines()]
+    assert -9 == bystander.wait()
+    assert {"load.json", "load.md", "load.svg"} < {path.name for path in tmp_path.iterdir()}
+    assert ["SIGKILL"] == [
+        mark["name"] for mark in json.loads((tmp_path / "load.json").read_text())["rows"][0]["marks"]
+    ]
+
+
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with answering(right) as url:
         pass
@@ -150,7 +219,8 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_2(capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    "flags", [["--rate", "0"], ["--seconds", "nan"], ["--connections", "0"], ["--image", "no"], []]
+    "flags",
+    [["--rate", "0"], ["--seconds", "nan"], ["--connections", "0"], ["--image", "no"], ["--fault", "KILL:x:1"], []],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--url", "http://127.0.0.1:9/predict", *(["--rate", "10", "--image", __file__] if flags else []), *flags]

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.command_line import SUITES
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wrk")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wrk", "started_once")]
 
 
 def measured(suite: str, folder: Path, models: Path, *flags: str) -> list[dict[str, Any]]:
@@ -62,6 +62,23 @@ def test_gpu_on_a_cpu(tmp_path: Path, models: Path) -> None:
     rows = measured("gpu", tmp_path, models, "--device", "cpu", "--workload", "A")
 
     assert ["decode", "forward"] == [row["bound"] for row in rows if "bound" in row]
+
+
+def test_soak(tmp_path: Path, models: Path) -> None:
+    *rows, end = measured("soak", tmp_path, models)
+
+    assert {"main", "manager", "http", "worker", "tracker"} == set(rows[-1]["mib"])
+    assert [(0, 0)] == [(row["lost"], row["wrong"]) for row in rows if row["scenario"] == "part"]
+    assert {"in flight": 0, "queue depth": 0} == end["left"]
+
+
+def test_faults(tmp_path: Path, models: Path) -> None:
+    capacity, kill = measured("faults", tmp_path, models, "--only", "kills")
+
+    assert capacity["capacity"] > 0
+    assert ["SIGKILL worker"] == [mark["name"] for mark in kill["marks"]]
+    assert (0, 0) == (kill["lost"], kill["wrong"])
+    assert kill["scheduled"] == sum(one["due"] for one in kill["timeline"])
 
 
 def test_accuracy(tmp_path: Path, models: Path, test_data: Path) -> None:
