@@ -19,6 +19,7 @@ from service.transport import DRAINING, FAILED, LOADING, READY, Transport
 
 TICK_S = 0.25
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
+FROZEN_S = 1.0  # without a look: this process did not run either, as when a container is paused
 STABLE_S = 2.0  # who has served that long, or has answered anything, did not fail to start
 PAUSES_S = (0, 1, 2, 4, 4)  # before the next start, by failures in a row; after one more the service gives up
 
@@ -71,6 +72,7 @@ class Supervisor:
         self.http: Sequence[BaseProcess] = ()
         self.failures = 0
         self.next_start = 0.0
+        self.looked = self.awake_since = monotonic()
         self.looking = threading.Lock()
         self.closed = False
 
@@ -107,6 +109,10 @@ class Supervisor:
 
     def look(self) -> None:
         """One look at everything."""
+        now = monotonic()
+        if now - self.looked > FROZEN_S:
+            self.awake_since = now
+        self.looked = now
         for process in (*self.manager, *self.http):
             if ended(process) and self.transport.phase in (LOADING, READY):
                 process.join()
@@ -125,8 +131,10 @@ class Supervisor:
 
     def hangs(self, berth: Berth) -> bool:
         """Whether its worker should have shown that it lives."""
-        since = berth.serving_since
-        return since is not None and monotonic() - max(since, self.transport.last_beat(berth.index)) > HANG_S
+        if berth.serving_since is None:
+            return False
+        moved = max(berth.serving_since, self.awake_since, self.transport.last_beat(berth.index))
+        return monotonic() - moved > HANG_S
 
     def lose(self, berth: Berth, process: BaseProcess) -> None:
         """A worker is no more; what it had is sent again, and another starts now or after a pause."""

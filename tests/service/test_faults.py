@@ -62,9 +62,10 @@ def wait_for_health(service: Service, status: int) -> float:
 
 def test_what_a_killed_worker_had_is_answered_by_the_next(model: Path) -> None:
     with serving(model, "--max-delay-ms", "1000") as service, ThreadPoolExecutor(8) as pool:
-        expected = [predictions(service.post(noise(seed)))[0]["class"] for seed in range(8)]
+        bodies = [noise(seed) for seed in range(8)]
+        expected = [predictions(reply)[0]["class"] for reply in service.post_together(bodies)]
         for restarts in (1, 2):
-            replies = [pool.submit(service.post, noise(seed)) for seed in range(8)]
+            replies = [pool.submit(service.post, body) for body in bodies]
             wait_until_in_flight(service, 8)
             os.kill(worker_of(service), signal.SIGKILL)
 
@@ -89,6 +90,20 @@ def test_a_stopped_worker_is_told_by_health_and_replaced_and_no_request_waits_be
         assert 200 == patient.status_code
         assert gone([stopped])
         assert 1 == service.sample("darkroom_worker_restarts_total")
+
+
+def test_a_service_that_was_paused_as_a_whole_goes_on_with_the_same_worker(model: Path) -> None:
+    with serving(model) as service:
+        before = worker_of(service)
+        os.killpg(service.process.pid, signal.SIGSTOP)
+        with pytest.raises(requests.Timeout):
+            requests.get(service.url + "/livez", timeout=4)  # longer than a worker may be without a beat
+        os.killpg(service.process.pid, signal.SIGCONT)
+
+        assert 200 == service.post(noise()).status_code
+        wait_for_health(service, 200)
+        assert before == worker_of(service)
+        assert 0 == service.sample("darkroom_worker_restarts_total")
 
 
 def test_a_spare_takes_over_at_once(model: Path) -> None:
