@@ -52,15 +52,15 @@ LATE_BODY = "The request's deadline passed before its body was complete."
 class Protocol(HttpToolsProtocol):
     """One connection. A request is a `cycle` here, as in uvicorn; pipelined ones are answered one after the other."""
 
-    def __init__(self, *args: Any, app: ASGIApp, predict: Predict, most: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, app: ASGIApp, predict: Predict, room: "Room", **kwargs: Any) -> None:
         """Requests go to `predict`, or to `app` without the layers that FastAPI puts around it.
 
-        Connections beyond `most` in this process are answered once each, and get no predictions.
+        Connections for which there is no `room` are answered once each, and get no predictions.
         """
         super().__init__(*args, **kwargs)
         self.app = app
         self.predict = predict
-        self.most = most
+        self.room = room
         self.header_timeout = predict.settings.header_timeout_ms / 1000
         self.body_timeout = predict.settings.body_timeout_ms / 1000
         self.call: Call | None = None
@@ -78,9 +78,10 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self.crowded = len(self.connections) > self.most
+        self.crowded = len(self.connections) > self.room.most and not self.room.make()
         if self.crowded:
             self.header_timeout = min(self.header_timeout, CROWDED_HEAD_S)
+            self.timeout_keep_alive = CROWDED_HEAD_S
         self.await_client()
 
     def data_received(self, data: bytes) -> None:
@@ -104,10 +105,12 @@ class Protocol(HttpToolsProtocol):
         self.begun = begun = self.unfinished()
         if self.flow.write_paused:
             seconds = self.body_timeout  # to read
-        elif begun is self.scope:
-            seconds = self.header_timeout
         elif begun is None:
             seconds = self.timeout_keep_alive
+            self.room.leave(self)
+            self.room.idle[self] = None
+        elif begun is self.scope:
+            seconds = self.header_timeout
         elif self.cycle.response_complete and not self.cycle.keep_alive:
             seconds = LINGER_S
         else:
@@ -139,6 +142,11 @@ class Protocol(HttpToolsProtocol):
         elif late:
             self.refuse_late()
         self.set_guard()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has been asked that is not answered."""
+        return self.unfinished() is None and self.answering is None and self.held is None
 
     def working(self) -> bool:
         """Whether it is our turn."""
@@ -309,6 +317,7 @@ class Protocol(HttpToolsProtocol):
         if self.guard is not None:
             self.guard.cancel()
         self.guard = self.begun = None
+        self.room.leave(self)
         call, self.call, self.answering, self.held = self.call, None, None, None
         self.cycle = None  # type: ignore[assignment]  # as before the first request
         self.pipeline.clear()
@@ -343,6 +352,29 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINES[int(error.status)] + head.encode() + body)
         self.transport.close()
+
+
+class Room:
+    """For how many connections there is room in one process, and which can make some."""
+
+    def __init__(self, most: int) -> None:
+        """Room for `most`."""
+        self.most = most
+        self.idle: dict[Protocol, None] = {}  # longest idle first; some of them have been asked something since
+
+    def leave(self, one: Protocol) -> None:
+        """It is no longer idle for as long as it was."""
+        self.idle.pop(one, None)
+
+    def make(self) -> bool:
+        """Close the connection that has been idle for longest; whether there was one."""
+        while self.idle:
+            one = next(iter(self.idle))
+            self.leave(one)
+            if one.idle and not one.transport.is_closing():
+                one.transport.close()
+                return True
+        return False
 
 
 def nothing() -> None:

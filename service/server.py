@@ -39,7 +39,7 @@ from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
 from service.metrics import Metrics
-from service.protocol import Protocol, connections_each
+from service.protocol import Protocol, Room, connections_each
 from service.settings import Settings
 from service.supervisor import Berth, Supervisor
 from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
@@ -330,7 +330,7 @@ def run(settings: Settings, manifest: Manifest, keys: Keys) -> int:
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
-            http=partial(Protocol, app=server.boundary, predict=server.predict, most=connections_each(settings)),
+            http=partial(Protocol, app=server.boundary, predict=server.predict, room=Room(connections_each(settings))),
             proxy_headers=False,
             log_config=None,
             access_log=False,

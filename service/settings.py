@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         10_000, ge=1, le=600_000, description="longest wait for a body, and for a client that does not read"
     )
     max_connections: int = Field(
-        4096, ge=1, le=1_000_000, description="most connections; beyond, only what is no prediction is answered"
+        4096, ge=1, le=1_000_000, description="most connections; beyond, idle ones are closed, then predictions refused"
     )
     max_body_bytes: int = Field(10 * MIB, ge=1, le=1 << 30, description="largest body")
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=200_000_000, description="largest image, width x height")
