@@ -45,6 +45,8 @@ SCANS = 20  # of an image of as many pixels as are accepted, of smaller ones mor
 OPEN_STEPS, LOAD_STEPS = 5_000, 400_000  # reads by which Pillow may get to the pixels, and through them
 CHUNK = struct.Struct(">I4s")
 CHUNKS = 20_000  # of a PNG; encoders that divide their data into 4 KiB have 2,560 in 10 MiB
+CHANNELS = {2: 3, 4: 2, 6: 4}  # of a PNG by its colour type; one of all other types
+PIXEL_BITS = 32  # of larger pixels in a PNG, and of interlaced ones, fewer are accepted: each takes more time
 PROFILES = 8  # colour profiles in a PNG: each may expand to 1 MiB, and one is allowed
 LARGE_PIXELS, LARGE_AT_ONCE = 4_000_000, 2  # each may take half a GiB
 STRIP_PIXELS = 1 << 17  # converted at a time, in the processor's caches
@@ -234,10 +236,13 @@ def check_png(body: bytes, max_pixels: int) -> None:
         ValueError, struct.error: a chunk is cut off or damaged.
         ImageError: too many pixels, chunks or colour profiles.
     """
-    kind, width, height = struct.unpack_from(">4sII", body, 12)
+    kind, width, height, depth, colour, interlaced = struct.unpack_from(">4sIIBBxxB", body, 12)
     if kind != b"IHDR":
         raise ValueError("no header where it must be")
-    refuse_huge(width, height, max_pixels)
+    bits = depth * CHANNELS.get(colour, 1)
+    cost = max(PIXEL_BITS, bits + bits // 4 if interlaced else bits)
+    what = f" of {bits} bits{', interlaced' if interlaced else ''}"
+    refuse_huge(width, height, max_pixels * PIXEL_BITS // cost, what)
     view = memoryview(body)
     start, profiles = len(PNG_MAGIC), 0
     for _ in range(CHUNKS):
@@ -358,10 +363,10 @@ class Turn:
             self.places.release()
 
 
-def refuse_huge(width: int, height: int, max_pixels: int) -> None:
-    """Compare the announced size with the limit, before anything is decoded."""
+def refuse_huge(width: int, height: int, max_pixels: int, kind: str = "") -> None:
+    """Compare the announced size with the limit for pixels of this kind, before anything is decoded."""
     if width * height > max_pixels:
-        raise TooManyPixels(f"The image has {width} x {height} pixels; at most {max_pixels} are accepted.")
+        raise TooManyPixels(f"The image has {width} x {height} pixels{kind}; at most {max_pixels} are accepted.")
 
 
 def crop_side(shorter: int, crop: float) -> int:

@@ -88,10 +88,15 @@ BLACK_IS_TRANSPARENT = chunk(b"tRNS", bytes(2))
 EXPANDING = zlib.compress(bytes((1 << 20) - 100))
 
 PIXELS: dict[str, Callable[[], bytes]] = {
-    "rgba-16": lambda: png(SIDE, SIDE, 6, 16, interlaced=True),
+    "rgba": lambda: png(SIDE, SIDE * 4 // 5, 6, 8, interlaced=True),
+    "rgba-16": lambda: png(SIDE, SIDE * 2 // 5, 6, 16, interlaced=True),
+    "rgb-16": lambda: png(SIDE, SIDE // 2, 2, 16, interlaced=True),
+    "grey-16-alpha": lambda: png(SIDE, SIDE * 4 // 5, 4, 16, interlaced=True),
     "grey-16-transparent": lambda: png(SIDE, SIDE, 0, 16, BLACK_IS_TRANSPARENT),
     "palette-transparent": lambda: png(SIDE, SIDE, 3, 8, TRANSPARENT),
-    "thin-rgba-16": lambda: png(1, 39_000_000, 6, 16),
+    "thin-rgba": lambda: png(1, 39_000_000, 6, 8),
+    "rgba-whole": lambda: png(SIDE, SIDE, 6, 8),
+    "thin-rgba-16": lambda: png(1, 19_500_000, 6, 16),
     "turned": lambda: oriented("PNG", (SIDE, SIDE), compress_level=1),
     "webp": lambda: oriented("WEBP", (SIDE, SIDE), method=0, lossless=True, quality=0),
     "webp-wide": lambda: encode(Image.new("RGBA", (16_383, 2400), (1, 2, 3, 99)), "WEBP", method=0, quality=0),

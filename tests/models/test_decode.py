@@ -186,6 +186,15 @@ def test_a_webp_canvas_is_refused_by_the_header_too() -> None:
         decoded(costly.canvas(1 << 24, 255))
 
 
+def test_of_large_pixels_and_interlaced_ones_a_png_may_have_fewer() -> None:
+    for colour, interlaced, most in ((6, False, 1250), (2, False, 1666), (4, True, 2000), (0, True, 2500)):
+        wide, high = 50, most // 50
+        body = costly.png(wide, high, colour, 16, interlaced=interlaced)
+        assert (high, wide, 3) == decoded(body, max_pixels=2500).shape
+        with pytest.raises(TooManyPixels, match=f"at most {most} are accepted"):
+            decoded(costly.png(wide, high + 1, colour, 16, interlaced=interlaced), max_pixels=2500)
+
+
 def test_scans_count_as_so_many_times_the_pixels() -> None:
     body = costly.scans((40, 30), 50)
 
