@@ -22,7 +22,6 @@ from benchmarks.servers import Contender, Server
 
 WATCH_S = 0.1  # between two looks at /health
 LONG_S = 30.0  # the deadline that both servers have by themselves
-GRACE_S = 15.0  # after the last request was due, at most
 MOST = 2048  # connections
 QUIET_S, QUIET_SHARE, SETTLE_S = 0.5, 0.15, 60.0  # a server has settled when it takes less of a core than this
 METRICS = {
@@ -118,7 +117,7 @@ class Ground:
                 images or self.images,
                 times,
                 connections=connections,
-                grace=min(self.timeout_s + 2, GRACE_S),
+                grace=self.timeout_s + 2,
                 acts=acts,
             )
         after = counters(server)
