@@ -40,6 +40,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 VERSION = len("HTTP/1.1 ")  # with which every reply begins
 LINGER_S = 2  # how long a refused request may go on sending on a connection that is to be closed
 NOTICE_S = 0.1  # how soon a client that sends no more is looked for
+SETTLED_S = 1  # an idle connection may be closed: before, its next request may be on the way
 CROWDED_HEAD_S = 1  # the time for a head on a connection beyond the limit
 TCP_CLOSE = 7  # of the kernel's tcp_states.h
 OTHER_FILES = 512  # open ones that are no connection within the limit
@@ -107,8 +108,7 @@ class Protocol(HttpToolsProtocol):
             seconds = self.body_timeout  # to read
         elif begun is None:
             seconds = self.timeout_keep_alive
-            self.room.leave(self)
-            self.room.idle[self] = None
+            self.room.enter(self)
         elif begun is self.scope:
             seconds = self.header_timeout
         elif self.cycle.response_complete and not self.cycle.keep_alive:
@@ -146,7 +146,8 @@ class Protocol(HttpToolsProtocol):
     @property
     def idle(self) -> bool:
         """Whether nothing has been asked that is not answered."""
-        return self.unfinished() is None and self.answering is None and self.held is None
+        asked = self.answering or self.held or self.pipeline
+        return not asked and self.unfinished() is None
 
     def working(self) -> bool:
         """Whether it is our turn."""
@@ -360,16 +361,24 @@ class Room:
     def __init__(self, most: int) -> None:
         """Room for `most`."""
         self.most = most
-        self.idle: dict[Protocol, None] = {}  # longest idle first; some of them have been asked something since
+        self.idle: dict[Protocol, float] = {}  # since when, the longest first; some have been asked something since
+
+    def enter(self, one: Protocol) -> None:
+        """It is idle from now on. One beyond the limit makes no room: its place is none."""
+        self.leave(one)
+        if not one.crowded:
+            self.idle[one] = monotonic()
 
     def leave(self, one: Protocol) -> None:
         """It is no longer idle for as long as it was."""
         self.idle.pop(one, None)
 
     def make(self) -> bool:
-        """Close the connection that has been idle for longest; whether there was one."""
+        """Close the connection that has been idle for longest, and long enough; whether there was one."""
         while self.idle:
-            one = next(iter(self.idle))
+            one, since = next(iter(self.idle.items()))
+            if monotonic() - since < SETTLED_S:
+                return False
             self.leave(one)
             if one.idle and not one.transport.is_closing():
                 one.transport.close()

@@ -201,15 +201,27 @@ def test_connections_that_were_idle_for_longest_make_room_for_others(small: Serv
         for client in oldest, newest:
             client.sendall(WHOLE)
             assert [200] == statuses(client.recv(65_536))
-        for _ in range(MOST - 2):
+        for _ in range(MOST - 3):
             stack.enter_context(connected(small, UNFINISHED))
+        assert 429 == small.post(PNG).status_code  # none has been idle for a second: its next request may be on the way
+        until(lambda: small.post(PNG).status_code == 200)
         answered = [small.post(PNG).status_code for _ in range(3)]
         assert b"" == silent.recv(65_536)
-        assert b"" == oldest.recv(65_536)
         newest.sendall(WHOLE)
         assert [200] == statuses(newest.recv(65_536))
 
     assert [200] * 3 == answered
+
+
+def test_connections_beyond_the_limit_make_no_room_for_others(small: Service) -> None:
+    with ExitStack() as stack:
+        for _ in range(MOST):
+            stack.enter_context(connected(small, UNFINISHED))
+        crowded = [stack.enter_context(connected(small)) for _ in range(3)]
+        answered = [small.post(PNG).status_code for _ in range(6)]
+        assert [b""] * 3 == [rest(client) for client in crowded]
+
+    assert [429] * 6 == answered
 
 
 def test_where_no_connection_is_idle_probes_are_answered_and_predictions_refused(small: Service) -> None:
