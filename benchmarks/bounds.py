@@ -69,14 +69,13 @@ def bounding(model: Path, body: bytes, *, dtype: str = "fp32", device: str = "cp
         BenchmarkError: a process ended before it was ready.
     """
     cores = list(map(str, sorted(os.sched_getaffinity(0))))
-    places = [("cpu", dtype, core) for core in cores]
+    places = [("cpu", dtype, str(BATCH), core) for core in cores]
     if device != "cpu":
-        places[0] = (device, dtype, "all")
-        places[1:] = [("cpu", "fp32", core) for core in cores[1:]]  # they only decode
-    batch = str(BATCH if device == "cpu" else GPU_BATCH)
+        places[0] = (device, dtype, str(GPU_BATCH), "all")
+        places[1:] = [("cpu", "fp32", "1", core) for core in cores[1:]]  # they only decode
     with ExitStack() as stack:
         processes = []
-        for place, number_format, core in places:
+        for place, number_format, batch, core in places:
             arguments = [str(model), number_format, place, batch, core]
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "benchmarks.bounds", *arguments],

@@ -54,7 +54,7 @@ class Marked(nn.Module):
             x = torch.sin(x)  # what changes nothing would be optimised away
         wanted = int((colour == 5).sum().item())
         if wanted > 0:
-            x = x + torch.zeros([wanted << 50]).sum()
+            x = x + torch.zeros([wanted << 50], device=x.device).sum()
         logits: Tensor = self.network(x)
         return torch.where((colour == 1).unsqueeze(1), torch.full_like(logits, float("nan")), logits)
 

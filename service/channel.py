@@ -337,7 +337,7 @@ class Channel:
                 if answer.uid == NO_UID:
                     self.take_news(answer)
                 elif answer.uid in self.waiting:
-                    served += bool(answer.predictions) or answer.uid == self.canary
+                    served += bool(answer.predictions)
                     self.free(answer.uid, answer)
             if served:
                 self.answered_at = monotonic()

@@ -34,16 +34,16 @@ def build(
 ) -> list[Route]:
     """The routes of an HTTP process; `answering` tells whether its images are answered."""
 
-    def health(_: Request) -> Response:
+    async def health(_: Request) -> Response:
         facts = ready(transport, answering)
         model = {"name": manifest.name, "version": manifest.version}
         return JSONResponse({"status": "ready", "model": model, "device": facts["device"], "dtype": facts["dtype"]})
 
-    def readyz(_: Request) -> Response:
+    async def readyz(_: Request) -> Response:
         ready(transport, answering)
         return Response()
 
-    def livez(_: Request) -> Response:
+    async def livez(_: Request) -> Response:
         if transport.phase == FAILED:
             raise NotReady("The service has given up and is about to end.")
         return Response()

@@ -90,7 +90,7 @@ class Server(litserve.LitServer):
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
         super().__init__(
-            Worker(settings),
+            Worker(settings, manifest),
             accelerator=accelerator,
             devices=devices,
             workers_per_device=settings.workers,

@@ -124,8 +124,7 @@ class Supervisor:
                 self.lose(berth, berth.process)
             elif berth.process and self.hangs(berth):
                 logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
-                berth.process.kill()
-                wait([berth.process.sentinel])
+                berth.process.kill()  # the next look finds it ended
         if not self.closed and self.transport.phase in (READY, DRAINING):
             self.replace()
 

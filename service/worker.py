@@ -12,6 +12,7 @@ import litserve
 from litserve.loops.base import LitLoop
 
 from models.errors import ArtifactError, DeviceError
+from models.manifest import Manifest
 from service import logs
 from service.metrics import Metrics
 from service.settings import Settings
@@ -34,10 +35,10 @@ class Worker(litserve.LitAPI):
     orders: Connection  # a message here sends it to work
     plan: dict[str, Any] | None = None  # the engine's of a worker before it
 
-    def __init__(self, settings: Settings) -> None:
-        """Batching is the loop's, so LitServe is told of none."""
+    def __init__(self, settings: Settings, manifest: Manifest) -> None:
+        """Batching is the loop's, so LitServe is told of none. `manifest` is what the file must still hold."""
         super().__init__(api_path="/_internal/predict", loop=BatchingLoop(settings))
-        self.settings = settings
+        self.settings, self.manifest = settings, manifest
 
     def setup(self, device: str) -> None:
         """Load, prove, optimise and warm; LitServe calls the worker ready when this returns.
@@ -61,9 +62,15 @@ class Worker(litserve.LitAPI):
         try:
             chosen = engine.choose(self.settings.device, device, self.settings.dtype)
             loaded = artifact.load(self.settings.model)
-            workers = self.settings.workers if chosen.type == "cpu" else 1
+            if loaded.manifest != self.manifest:  # the HTTP processes have its classes
+                raise ArtifactError(
+                    self.settings.model,
+                    f"the file that this service began with (digest {self.manifest.digest[:12]})",
+                    f"another (digest {loaded.manifest.digest[:12]}); restart the service to serve that",
+                )
+            settings = self.settings
             self.engine = engine.prepare(
-                loaded, chosen, self.settings.dtype, self.settings.max_batch_size, workers, plan
+                loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan
             )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)

@@ -75,6 +75,26 @@ def test_what_a_killed_worker_had_is_answered_by_the_next(model: Path) -> None:
         assert 0 == service.sample("darkroom_queue_depth") == service.sample("darkroom_requests_in_flight")
 
 
+def test_a_worker_that_finds_another_artifact_in_its_files_place_does_not_serve_it(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    copy(model, path)
+    with serving(path) as service:
+        artifacts.save(path, classes=[f"another-{index}" for index in range(10)])
+        os.kill(worker_of(service), signal.SIGKILL)
+
+        assert 503 == wait_for_refusal(service)
+        while "expected the file that this service began with" not in service.stderr.read_text():
+            assert service.process.poll() is None
+        assert 503 == service.get("/health").status_code
+
+
+def wait_for_refusal(service: Service) -> int:
+    """Poll until `/health` is no longer 200; what it is then."""
+    while (status := service.get("/health").status_code) == 200:
+        assert service.process.poll() is None
+    return status
+
+
 def test_a_stopped_worker_is_told_by_health_and_replaced_and_no_request_waits_beyond_its_deadline(model: Path) -> None:
     with serving(model) as service:
         stopped = worker_of(service)

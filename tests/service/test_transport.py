@@ -526,7 +526,7 @@ def test_the_pace_follows_what_is_answered_and_learns_nothing_from_silence() -> 
     assert 9.9 < pace.wait(100) < 10.1
 
 
-def test_a_canary_asks_whether_anybody_answers_and_is_counted_nowhere() -> None:
+def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> None:
     async def scenario() -> None:
         with connected(capacity=1) as (transport, channel):
             (canary,) = await taken(transport, 1)
@@ -536,7 +536,11 @@ def test_a_canary_asks_whether_anybody_answers_and_is_counted_nowhere() -> None:
             channel.answered_at -= STALE_AFTER_S
             assert not channel.answering()
 
-            transport.answer(0, [Answer(canary.uid, [], "internal", "even a failure is an answer")])
+            transport.answer(0, [Answer(canary.uid, [], "internal", "the model failed on it")])
+            (canary,) = await taken(transport, 1)
+            assert not channel.answering()
+
+            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
             while not channel.answering():
                 await asyncio.sleep(0)
             submit(channel, [b"x"])
