@@ -13,13 +13,14 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from math import inf
+from math import ceil, inf
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import NamedTuple
 
 from torch import Tensor
 
+from models.decode import LARGE_AT_ONCE
 from models.engine import Engine, sample
 from models.errors import ImageError
 from models.formats import KNOWN_FORMATS
@@ -41,7 +42,8 @@ from service.settings import Settings
 from service.transport import CANARY, Answer, Item, Transport
 
 BEAT_S = 0.25
-LONGEST_STEP_S = 5.0  # of decoding or a pass; beyond it a thread hangs. A passage of the slowest image takes 1.5 s
+SLOWEST_S = 2.0  # to decode the slowest picture; 1.5 s on an idle machine
+LONGEST_STEP_S = 5.0  # of decoding or a pass; beyond it a thread hangs
 PASSES = 20  # how many passes of a slow model that must at least be
 
 Ranking = list[tuple[int, float]]  # (class index, probability), highest first
@@ -96,12 +98,18 @@ class Pipeline:
 
     def beat(self, worker: int) -> None:
         """Show on the board that this process lives; end it when one of its threads hangs."""
-        longest = max(LONGEST_STEP_S, PASSES * self.pass_seconds)
+        longest = self.patience
         while monotonic() - min(list(self.busy_since.values()), default=inf) < longest:
             self.transport.beat(worker)
             sleep(BEAT_S)
         logger.critical("the worker hangs", extra={"seconds": longest})
         os._exit(1)
+
+    @property
+    def patience(self) -> float:
+        """How long a step may take, in seconds: also when every thread has a large picture, and waits for its turn."""
+        turns = ceil(len(self.threads) / LARGE_AT_ONCE)
+        return max(LONGEST_STEP_S, PASSES * self.pass_seconds, turns * SLOWEST_S)
 
     def busy(self) -> float:
         """This thread takes something up; the time."""

@@ -21,7 +21,8 @@ TICK_S = 0.25
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
 FROZEN_S = 1.0  # without a look: this process did not run either, as when a container is paused
 STABLE_S = 2.0  # who has served that long, or has answered anything, did not fail to start
-PAUSES_S = (0, 1, 2, 4, 4)  # before the next start, by failures in a row; after one more the service gives up
+# Before the next start, by failures in a row; after one more the service gives up, if no worker serves.
+PAUSES_S = (0, 1, 2, 4, 4)
 
 
 class Berth:
@@ -94,9 +95,11 @@ class Supervisor:
             self.end()
 
     def end(self) -> None:
-        """Watch no more; spares see that they are not needed."""
+        """Watch no more; who does not serve is not needed, and would first load to its end."""
         self.closed = True
         for berth in self.berths:
+            if berth.process and berth.serving_since is None:
+                berth.process.kill()
             berth.clear()
 
     def look_safely(self) -> None:
@@ -149,10 +152,12 @@ class Supervisor:
         if berth.serving_since is not None:
             self.transport.lost(process.pid or 0)
         berth.clear()
-        if self.failures > len(PAUSES_S):
-            self.give_up(f"the model worker did not start {len(PAUSES_S)} times in a row")
-        else:
+        if self.failures <= len(PAUSES_S):
             self.next_start = now + PAUSES_S[self.failures - 1]
+        elif any(other.serving_since is not None for other in self.berths):
+            self.next_start = now + PAUSES_S[-1]
+        else:
+            self.give_up(f"the model worker did not start {len(PAUSES_S)} times in a row")
 
     def replace(self) -> None:
         """Let spares serve where a worker is missing, and fill empty berths."""
