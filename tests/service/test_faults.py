@@ -137,21 +137,6 @@ def test_a_spare_takes_over_at_once(model: Path) -> None:
         wait_for_log(service, "a spare stands by", 2)
 
 
-def test_a_spare_that_still_loads_does_not_hold_up_the_end(model: Path) -> None:
-    with serving(model, "--spares", "1") as service:
-        while len(workers := spawned(service)) < 2:
-            assert service.process.poll() is None
-        os.kill(max(workers), signal.SIGSTOP)
-
-        assert 0 == service.stop()
-    assert gone(workers)
-
-
-def spawned(service: Service) -> list[int]:
-    """The worker processes, loaded or not."""
-    return [pid for pid in service.children() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def wait_for_log(service: Service, message: str, count: int = 1) -> None:
     """Poll the log until it tells something so many times."""
     deadline = monotonic() + RECOVERED_S
