@@ -59,16 +59,16 @@ class Worker(litserve.LitAPI):
         from models import artifact, engine
 
         plan = engine.Plan(**self.plan) if self.plan else None
+        settings = self.settings
         try:
-            chosen = engine.choose(self.settings.device, device, self.settings.dtype)
-            loaded = artifact.load(self.settings.model)
+            chosen = engine.choose(settings.device, device, settings.dtype)
+            loaded = artifact.load(settings.model)
             if loaded.manifest != self.manifest:  # the HTTP processes have its classes
                 raise ArtifactError(
-                    self.settings.model,
+                    settings.model,
                     f"the file that this service began with (digest {self.manifest.digest[:12]})",
                     f"another (digest {loaded.manifest.digest[:12]}); restart the service to serve that",
                 )
-            settings = self.settings
             self.engine = engine.prepare(
                 loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan
             )

@@ -46,6 +46,16 @@ def test_the_buckets_are_powers_of_two_and_the_largest_batch() -> None:
     assert [[1], [1, 2, 4, 6], [1, 2, 4, 8]] == [buckets(1), buckets(6), buckets(8)]
 
 
+def test_torch_copies_many_rows_in_one_call_and_refuses_those_of_another_size() -> None:
+    room, given = torch.zeros((3, 4, 4, 3), dtype=torch.uint8), torch.arange(96, dtype=torch.uint8).view(2, 4, 4, 3)
+    torch._foreach_copy_(list(room[:2].unbind()), list(given), non_blocking=True)
+
+    assert torch.equal(given, room[:2])
+    assert not room[2].any()
+    with pytest.raises(RuntimeError):
+        torch._foreach_copy_(list(room[:1].unbind()), [torch.zeros((7, 7, 3), dtype=torch.uint8)])
+
+
 @pytest.fixture(scope="module")
 def gpu(saved: Path) -> Engine:
     return engine.prepare(artifact.load(saved), torch.device("cuda:0"), max_batch_size=MOST)
