@@ -74,6 +74,8 @@ class Pipeline:
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
         self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
+        self.worker = 0
+        self.failing = False  # the model, on all that it had last
         self.busy_since: dict[str, float] = {}  # by thread: when it took up what it is at
         self.pass_seconds = self.time_pass()
         self.threads = [
@@ -90,17 +92,18 @@ class Pipeline:
 
     def run(self, worker: int) -> None:
         """Work as this worker until no more can come and all is answered."""
-        threading.Thread(target=self.beat, args=(worker,), name="beat", daemon=True).start()
+        self.worker = worker
+        threading.Thread(target=self.beat, name="beat", daemon=True).start()
         for thread in self.threads:
             thread.start()
         for thread in self.threads:
             thread.join()
 
-    def beat(self, worker: int) -> None:
+    def beat(self) -> None:
         """Show on the board that this process lives; end it when one of its threads hangs."""
         longest = self.patience
         while monotonic() - min(list(self.busy_since.values()), default=inf) < longest:
-            self.transport.beat(worker)
+            self.transport.beat(self.worker)
             sleep(BEAT_S)
         logger.critical("the worker hangs", extra={"seconds": longest})
         os._exit(1)
@@ -158,6 +161,8 @@ class Pipeline:
         """Answer an image that leaves the queue without reaching the model."""
         self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
         self.free_rows.put(row)
+        if not self.failing:
+            self.transport.answered(self.worker)
 
     def give_back(self, rows: Iterable[Tensor]) -> None:
         """Let the rows be decoded into again."""
@@ -203,6 +208,9 @@ class Pipeline:
         started = self.busy()
         results = self.results([image.row for image in batch], max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
+        self.failing = all(isinstance(result, str) for result in results)
+        if not self.failing:
+            self.transport.answered(self.worker)
         self.give_back(image.row for image in batch)
         decode = [image.finished - image.started for image in batch]
         queue = [started - image.item.accepted - time for image, time in zip(batch, decode, strict=True)]

@@ -173,7 +173,8 @@ class Channel:
         self.flushing = False  # soon, or when the socket can take more
         self.uids = count(NO_UID + 1)
         self.pace = Pace()
-        self.canary = NO_UID
+        self.canaries: list[Pending] = []  # that are not answered yet
+        self.asked_at = -inf
         self.slowest = 0.0  # forward pass, seconds
         self.answered_at = monotonic()
         self.loop = asyncio.get_running_loop()
@@ -282,14 +283,23 @@ class Channel:
         """Ask by a canary, on the way of all images, whether they are answered, where no image tells."""
         self.ticking = self.loop.call_later(TICK_S, self.tick)
         self.slowest = max((facts["pass_seconds"] for facts in self.transport.all_told()), default=self.slowest)
+        self.canaries = [canary for canary in self.canaries if canary.missing and canary.awaited]
+        # One a worker and one more: a worker that has stopped may hold some.
+        few = len(self.canaries) <= len(self.transport.all_told())
         now = monotonic()
-        if self.canary not in self.waiting and now - self.answered_at > CANARY_AFTER_S:
+        if few and now - max(self.told_at, self.asked_at) > CANARY_AFTER_S:
+            self.asked_at = now
             with suppress(ServiceError):  # no room: images wait, and their answers will tell
-                self.canary = self.submit([PIXEL], CANARY, inf, ignore, ignore).uids[0]
+                self.canaries.append(self.submit([PIXEL], CANARY, inf, ignore, ignore))
 
     def answering(self) -> bool:
-        """Whether answers come."""
-        return monotonic() - self.answered_at < max(STALE_AFTER_S, PASSES * self.slowest)
+        """Whether answers come, here or to another HTTP process that has more to ask."""
+        return monotonic() - self.told_at < max(STALE_AFTER_S, PASSES * self.slowest)
+
+    @property
+    def told_at(self) -> float:
+        """When an answer last told that images are answered, in seconds of CLOCK_MONOTONIC."""
+        return max(self.answered_at, self.transport.last_answered())
 
     def wake(self, deadline: float) -> None:
         """Look at deadlines again at this one."""
@@ -303,6 +313,7 @@ class Channel:
         late = {pending for _, pending, _ in self.waiting.values() if pending.deadline <= now}
         for pending in late:
             pending.fail(DeadlineExceeded(LATE))
+            self.cancel(pending)
         left = min((pending.deadline for _, pending, _ in self.waiting.values() if pending.deadline > now), default=inf)
         if left < inf:
             self.wake(left)

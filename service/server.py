@@ -156,6 +156,7 @@ class Server(litserve.LitServer):
         worker: Worker = self.lit_api
         worker.berth = berth.index
         worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
+        berth.started = monotonic()
         berth.process = self.launch_single_inference_worker(worker, berth.device)
         worker.orders.close()
         self.inference_workers[:] = [berth.process for berth in self.berths if berth.process]
@@ -178,6 +179,7 @@ class Server(litserve.LitServer):
         http, workers = list(processes.values()), self.inference_workers
         others = multiprocessing.active_children()
         self.supervisor.http = http
+        self.supervisor.load_seconds = monotonic() - self.berths[0].started
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
@@ -193,10 +195,15 @@ class Server(litserve.LitServer):
             if self.transport.phase == FAILED:
                 return
             sleep(0.01)
-        (facts, *_) = self.transport.all_told()
-        self.lit_api.plan = facts["plan"]
-        self.transport.phase = READY
-        banner(self.settings, address, facts)
+        with self.supervisor.looking:
+            told = self.transport.all_told()
+            if self.transport.phase == FAILED:
+                return
+            if not told:
+                raise StartError("the model worker was lost before the service could start")
+            self.lit_api.plan = told[0]["plan"]
+            self.transport.phase = READY
+        banner(self.settings, address, told[0])
 
     def stop(self) -> None:
         """The main process sends the workers nothing more."""

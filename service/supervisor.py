@@ -19,8 +19,9 @@ from service.transport import DRAINING, FAILED, LOADING, READY, Transport
 
 TICK_S = 0.25
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
+LOADING_S, LOADS = 60.0, 5  # how long a worker may take to load, or so many times as long as the first ones did
 FROZEN_S = 1.0  # without a look: this process did not run either, as when a container is paused
-STABLE_S = 2.0  # who has served that long, or has answered anything, did not fail to start
+STABLE_S = 2.0  # who has served that long, has answered anything or stood by for long did not fail to start
 # Before the next start, by failures in a row; after one more the service gives up, if no worker serves.
 PAUSES_S = (0, 1, 2, 4, 4)
 
@@ -32,6 +33,7 @@ class Berth:
         """`device` is where its worker serves, as an index into the service's devices."""
         self.index, self.device = index, device
         self.process: BaseProcess | None = None
+        self.started = 0.0
         self.orders: Connection | None = None
         self.serving_since: float | None = None
         self.spare = False
@@ -73,6 +75,7 @@ class Supervisor:
         self.http: Sequence[BaseProcess] = ()
         self.failures = 0
         self.next_start = 0.0
+        self.load_seconds = 0.0  # that the first workers took
         self.looked = self.awake_since = monotonic()
         self.looking = threading.Lock()
         self.closed = False
@@ -110,6 +113,7 @@ class Supervisor:
 
     def look(self) -> None:
         """One look at everything."""
+        self.transport.deliver()
         now = monotonic()
         if now - self.looked > FROZEN_S:
             self.awake_since = now
@@ -130,11 +134,16 @@ class Supervisor:
             self.replace()
 
     def hangs(self, berth: Berth) -> bool:
-        """Whether its worker should have shown that it lives."""
+        """Whether its worker should have shown that it lives; one that has loaded rests until its order."""
+        beat = self.transport.last_beat(berth.index)
         if berth.serving_since is None:
-            return False
-        moved = max(berth.serving_since, self.awake_since, self.transport.last_beat(berth.index))
-        return monotonic() - moved > HANG_S
+            return not beat and monotonic() - max(berth.started, self.awake_since) > self.longest_load
+        return monotonic() - max(berth.serving_since, self.awake_since, beat) > HANG_S
+
+    @property
+    def longest_load(self) -> float:
+        """How long a worker may take until it has loaded, in seconds."""
+        return max(LOADING_S, LOADS * self.load_seconds)
 
     def lose(self, berth: Berth, process: BaseProcess) -> None:
         """A worker is no more; what it had is sent again, and another starts now or after a pause."""
@@ -142,7 +151,9 @@ class Supervisor:
         now = monotonic()
         self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
         served = berth.serving_since is not None and now - berth.serving_since > STABLE_S
-        self.failures = 1 if served or self.metrics.value(IMAGES) > berth.answered else self.failures + 1
+        stood_by = bool(self.transport.last_beat(berth.index)) and now - berth.started > self.longest_load
+        started = served or stood_by or self.metrics.value(IMAGES) > berth.answered
+        self.failures = 1 if started else self.failures + 1
         logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
         self.metrics.clear_gauges()
         self.metrics.add(WORKER_RESTARTS)

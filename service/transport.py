@@ -21,9 +21,9 @@ import ctypes
 import json
 import mmap
 import os
-import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -32,9 +32,11 @@ from multiprocessing.reduction import DupFd
 from time import monotonic
 from typing import Any, NamedTuple
 
-ENTRY_BYTES = 2048  # of the board: the first entry holds the phase, then one a worker: beat, length of facts, facts
-BEAT, LENGTH = struct.Struct("d"), struct.Struct("I")  # native, so written in one piece
-FACTS_BYTES = ENTRY_BYTES - BEAT.size - LENGTH.size
+# Of the board: the first entry holds the phase, then one a worker: last beat, last answer, length of facts, facts.
+ENTRY_BYTES = 2048
+TIME, LENGTH = struct.Struct("d"), struct.Struct("I")  # native, so written in one piece
+BEAT_AT, ANSWER_AT, LENGTH_AT, FACTS_AT = 0, TIME.size, 2 * TIME.size, 2 * TIME.size + LENGTH.size
+FACTS_BYTES = ENTRY_BYTES - FACTS_AT
 WORD_BYTES = 8
 UID, CLAIMED, CLAIMER = range(3)  # words (uint64) before a body
 HEADER_BYTES = 3 * WORD_BYTES
@@ -50,7 +52,6 @@ MESSAGE_BODIES_BYTES = 32 * 1024
 # Below Linux's default net.core.wmem_max (212,992), which bounds a message.
 MESSAGE_BYTES = 128 * 1024
 MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
-PATIENCE_S = 1  # with an HTTP process that does not listen
 NO_UID = 0  # of an empty slot; an answer with it tells what befell a worker
 CANARY = 0  # the `top_k` of an item that only asks whether it is answered; counted nowhere
 
@@ -135,12 +136,13 @@ class Transport:
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
         self.requests = pair()
         self.answers = [pair() for _ in range(self.processes)]
+        self.news: list[deque[bytes]] = [deque() for _ in range(self.processes)]  # not delivered yet
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[1]
         senders = [sender for sender, _ in self.answers]
-        mapped = ("arena", "words", "requests", "answers")
+        mapped = ("arena", "words", "requests", "answers", "news")
         plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
@@ -216,17 +218,17 @@ class Transport:
 
     def tell(self, worker: int, facts: dict[str, Any]) -> None:
         """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
-        text, at = json.dumps(facts).encode(), (1 + worker) * ENTRY_BYTES + BEAT.size
+        text, at = json.dumps(facts).encode(), entry(worker)
         assert len(text) <= FACTS_BYTES, "facts are a few short words"
-        self.arena[at + LENGTH.size : at + LENGTH.size + len(text)] = text
-        LENGTH.pack_into(self.arena, at, len(text))
+        self.arena[at + FACTS_AT : at + FACTS_AT + len(text)] = text
+        LENGTH.pack_into(self.arena, at + LENGTH_AT, len(text))
 
     def told(self, worker: int) -> dict[str, Any] | None:
         """The facts of a ready worker, else None."""
-        at = (1 + worker) * ENTRY_BYTES + BEAT.size
-        (length,) = LENGTH.unpack_from(self.arena, at)
+        at = entry(worker)
+        (length,) = LENGTH.unpack_from(self.arena, at + LENGTH_AT)
         facts: dict[str, Any] | None = (
-            json.loads(self.arena[at + LENGTH.size : at + LENGTH.size + length]) if length else None
+            json.loads(self.arena[at + FACTS_AT : at + FACTS_AT + length]) if length else None
         )
         return facts
 
@@ -236,19 +238,26 @@ class Transport:
 
     def beat(self, worker: int) -> None:
         """A worker lives."""
-        BEAT.pack_into(self.arena, (1 + worker) * ENTRY_BYTES, monotonic())
+        TIME.pack_into(self.arena, entry(worker) + BEAT_AT, monotonic())
 
     def last_beat(self, worker: int) -> float:
         """When a worker last lived, in seconds of CLOCK_MONOTONIC; zero if it never has."""
-        (beat,) = BEAT.unpack_from(self.arena, (1 + worker) * ENTRY_BYTES)
+        (beat,) = TIME.unpack_from(self.arena, entry(worker) + BEAT_AT)
         return float(beat)
+
+    def answered(self, worker: int) -> None:
+        """A worker's model works: it has just answered somebody."""
+        TIME.pack_into(self.arena, entry(worker) + ANSWER_AT, monotonic())
+
+    def last_answered(self) -> float:
+        """When any worker last answered, in seconds of CLOCK_MONOTONIC; zero if none has."""
+        return max(float(TIME.unpack_from(self.arena, entry(worker) + ANSWER_AT)[0]) for worker in range(self.workers))
 
     # The main process's side
 
     def clear(self, worker: int) -> None:
         """A worker is no more."""
-        start = (1 + worker) * ENTRY_BYTES
-        self.arena[start : start + BEAT.size + LENGTH.size] = bytes(BEAT.size + LENGTH.size)
+        self.arena[entry(worker) : entry(worker) + FACTS_AT] = bytes(FACTS_AT)
 
     def lost(self, pid: int) -> None:
         """Tell the HTTP processes that a worker is no more."""
@@ -259,21 +268,28 @@ class Transport:
         self.tell_all(Answer(NO_UID, [], "not_ready", detail))
 
     def tell_all(self, answer: Answer) -> None:
-        """Send the same to every HTTP process."""
-        for sender, _ in self.answers:
-            # One that does not listen must not keep the others waiting for ever.
-            if writable(sender, PATIENCE_S):
-                with suppress(OSError):
-                    sender.send(answer.pack(), socket.MSG_DONTWAIT)
+        """Send the same to every HTTP process, as soon as it listens."""
+        for news in self.news:
+            news.append(answer.pack())
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Send the news that HTTP processes could not take yet; one that does not listen keeps no other waiting."""
+        for news, (sender, _) in zip(self.news, self.answers, strict=True):
+            with suppress(BlockingIOError):
+                while news:
+                    with suppress(ConnectionError):  # who is no more needs none
+                        sender.send(news[0], socket.MSG_DONTWAIT)
+                    news.popleft()
 
     def close_requests(self) -> None:
         """Give up the main process's sending end, so that workers end when the HTTP processes have."""
         self.requests[0].close()
 
 
-def writable(sender: socket.socket, seconds: float) -> bool:
-    """Whether the socket can take a message within so many seconds."""
-    return bool(select.select([], [sender], [], seconds)[1])
+def entry(worker: int) -> int:
+    """Where a worker's part of the board starts."""
+    return (1 + worker) * ENTRY_BYTES
 
 
 def whole_words(length: int) -> int:

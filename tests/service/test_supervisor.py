@@ -1,17 +1,18 @@
-"""When the watch over the processes gives up; here they do nothing but live or end."""
+"""What the watch over the processes does about them; here they do nothing but live or end."""
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from time import monotonic, sleep
 
 import pytest
 
 from service.metrics import WORKER_RESTARTS, Metrics
-from service.supervisor import PAUSES_S, Berth, Supervisor
+from service.supervisor import LOADING_S, PAUSES_S, Berth, Supervisor
 from service.transport import FAILED, READY, Transport
 
+CLASSES = ("a", "b")
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -26,6 +27,17 @@ def living() -> Iterator[BaseProcess]:
 
 
 @pytest.fixture
+def transport() -> Iterator[Transport]:
+    """For one HTTP process and two workers, of a service that is ready."""
+    made = Transport(1, 2, 1 << 16, Metrics(CLASSES).size)
+    made.connect()
+    made.phase = READY
+    yield made
+    for end in (*made.requests, *made.answers[0]):
+        end.close()
+
+
+@pytest.fixture
 def received() -> Iterator[list[int]]:
     """The signals that a supervisor sends to its own process, which is this one."""
     numbers: list[int] = []
@@ -34,14 +46,74 @@ def received() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, usual)
 
 
+def watching(
+    transport: Transport, berths: Sequence[Berth], http: BaseProcess, launch: Callable[[Berth], None]
+) -> Supervisor:
+    """Over a service that is ready."""
+    supervisor = Supervisor(transport, Metrics(CLASSES), berths, [0], launch)
+    supervisor.http = [http]
+    return supervisor
+
+
+def restarts(supervisor: Supervisor, berth: Berth) -> float:
+    """How many workers of the berth were lost."""
+    transport, metrics = supervisor.transport, supervisor.metrics
+    metrics.cells = transport.cells(transport.processes + berth.index)
+    return metrics.value(WORKER_RESTARTS)
+
+
+def test_a_replacement_that_does_not_load_is_ended_and_another_started(
+    living: BaseProcess, transport: Transport
+) -> None:
+    berth = Berth(0, 0)
+
+    def launch(berth: Berth) -> None:
+        """One that never says that it has loaded."""
+        berth.process = SPAWN.Process(target=sleep, args=(600,))
+        berth.process.start()
+        berth.started = monotonic()
+
+    supervisor = watching(transport, [berth], living, launch)
+    supervisor.look()
+    first = berth.process
+    assert first
+    supervisor.look()
+    assert first.is_alive()
+
+    berth.started -= LOADING_S
+    supervisor.awake_since -= LOADING_S
+    supervisor.look()
+    first.join()
+    supervisor.look()
+
+    assert 1 == restarts(supervisor, berth)
+    assert berth.process
+    assert berth.process is not first
+    berth.process.kill()
+    berth.process.join()
+
+
+@pytest.mark.parametrize(("seconds", "failures"), [(0.0, 2), (LOADING_S, 1)], ids=["soon", "after a long time"])
+def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
+    living: BaseProcess, transport: Transport, seconds: float, failures: int
+) -> None:
+    spare = Berth(0, 0)
+    supervisor = watching(transport, [spare], living, lambda _: None)
+    supervisor.failures = 1
+    spare.process = SPAWN.Process(target=int)
+    spare.process.start()
+    spare.process.join()
+    spare.started = monotonic() - seconds
+    transport.beat(spare.index)
+    supervisor.look()
+
+    assert failures == supervisor.failures
+
+
 @pytest.mark.parametrize("serving", [True, False], ids=["one serves", "none serves"])
 def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
-    living: BaseProcess, received: list[int], serving: bool
+    living: BaseProcess, transport: Transport, received: list[int], serving: bool
 ) -> None:
-    metrics = Metrics(["a", "b"])
-    transport = Transport(1, 2, 1 << 16, metrics.size)
-    transport.connect()
-    transport.phase = READY
     served, other = Berth(0, 0), Berth(1, 0)
 
     def launch(berth: Berth) -> None:
@@ -50,8 +122,7 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
         berth.process.start()
         berth.process.join()
 
-    supervisor = Supervisor(transport, metrics, [served, other] if serving else [other], [0], launch)
-    supervisor.http = [living]
+    supervisor = watching(transport, [served, other] if serving else [other], living, launch)
     if serving:
         served.process, served.serving_since = living, monotonic()
     for _ in range(2 * len(PAUSES_S) + 2):
@@ -59,9 +130,6 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
         supervisor.next_start = 0.0  # no need to wait
         supervisor.look()
 
-    for end in (*transport.requests, *transport.answers[0]):
-        end.close()
-    metrics.cells = transport.cells(transport.processes + other.index)
-    assert metrics.value(WORKER_RESTARTS) > len(PAUSES_S)
+    assert restarts(supervisor, other) > len(PAUSES_S)
     expected = (READY, []) if serving else (FAILED, [signal.SIGTERM])
     assert expected == (transport.phase, received)

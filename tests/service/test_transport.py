@@ -7,7 +7,7 @@ import os
 import pickle
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from time import monotonic
@@ -459,6 +459,26 @@ def unclaim(transport: Transport, item: Item) -> None:
     transport.words[item.offset // WORD_BYTES + CLAIMED] = 0
 
 
+def test_news_that_a_process_cannot_take_at_once_reach_it_later() -> None:
+    async def scenario() -> list[Answer]:
+        with connected(capacity=10) as (transport, channel):
+            request = submit(channel, [b"lost"])
+            await taken(transport, 1)
+            sender = transport.answers[0][0]
+            with suppress(BlockingIOError):
+                while True:
+                    sender.send(Answer(1 << 40, []).pack(), socket.MSG_DONTWAIT)
+            transport.lost(os.getpid())
+            again = asyncio.create_task(taken(transport, 1))
+            while not again.done():
+                transport.deliver()  # as the supervisor does at every look
+                await asyncio.sleep(0)
+            transport.answer(0, done(again.result()))
+            return await soon(request)
+
+    assert [[(4, 0.5)]] == [answer.predictions for answer in asyncio.run(asyncio.wait_for(scenario(), SOON_S))]
+
+
 def test_what_no_worker_had_is_sent_again_however_often_workers_are_lost() -> None:
     async def scenario() -> list[Answer]:
         with connected(capacity=10) as (transport, channel):
@@ -548,7 +568,32 @@ def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> 
     asyncio.run(asyncio.wait_for(scenario(), SOON_S))
 
 
-def test_what_is_late_fails_and_what_is_not_is_answered() -> None:
+def test_a_canary_that_a_worker_holds_does_not_hide_that_another_answers() -> None:
+    async def scenario() -> None:
+        with connected(capacity=1) as (transport, channel):
+            transport.tell(0, {"pass_seconds": 0.0})
+            await taken(transport, 1)  # by one that has stopped since
+            (canary,) = await taken(transport, 1)
+            channel.answered_at -= STALE_AFTER_S
+            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
+            while not channel.answering():
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
+
+
+def test_images_are_answered_where_a_worker_answers_another_process() -> None:
+    async def scenario() -> tuple[bool, bool]:
+        with connected(capacity=1) as (transport, channel):
+            channel.answered_at -= STALE_AFTER_S
+            before = channel.answering()
+            transport.answered(0)
+            return before, channel.answering()
+
+    assert (False, True) == asyncio.run(scenario())
+
+
+def test_what_is_late_fails_and_never_reaches_the_model_and_what_is_not_is_answered() -> None:
     async def scenario() -> list[Answer]:
         with connected(capacity=10) as (transport, channel):
             now = monotonic()
@@ -558,7 +603,7 @@ def test_what_is_late_fails_and_what_is_not_is_answered() -> None:
                 with pytest.raises(DeadlineExceeded):
                     await asyncio.wait_for(request, SOON_S)
             assert now + 0.05 <= monotonic()
-            transport.answer(0, done(await taken(transport, 7)))
+            transport.answer(0, done(await taken(transport, 1)))
             return await soon(in_time)
 
     assert [[(7, 0.5)]] == [answer.predictions for answer in asyncio.run(scenario())]
