@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.classifier import Classifier
+from service.channel import STALE_AFTER_S
 from tests import artifacts, running
+from tests.costly import chunk, header
 from tests.pictures import encode, noise
 from tests.running import Service, predictions, serving
 from tests.service.test_lifecycle import gone, wait_until_in_flight, worker_of
@@ -109,6 +112,21 @@ def test_a_stopped_worker_is_told_by_health_and_replaced_and_no_request_waits_be
         assert 200 == patient.status_code
         assert gone([stopped])
         assert 1 == service.sample("darkroom_worker_restarts_total")
+
+
+def test_a_flood_of_slow_damaged_pictures_does_not_make_it_unready(model: Path) -> None:
+    size = 3000
+    rows = zlib.compress(bytes((1 + 3 * size) * size))[:-100]
+    slow = header(size, size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with serving(model) as service, ThreadPoolExecutor(100) as pool:
+        replies = [pool.submit(service.post, slow, x_timeout_ms="60000") for _ in range(100)]
+        started, statuses = monotonic(), set()
+        while not all(reply.done() for reply in replies):
+            statuses.add(service.get("/health").status_code)
+
+        assert {422} == {reply.result().status_code for reply in replies}
+        assert 2 * STALE_AFTER_S < monotonic() - started
+        assert {200} == statuses
 
 
 def test_a_service_that_was_paused_as_a_whole_goes_on_with_the_same_worker(model: Path) -> None:
