@@ -48,7 +48,7 @@ METHODS: dict[type[Any], dict[str, str]] = {
 # Attributes that are read, set or replaced: the class's own code must know them.
 ATTRIBUTES: dict[type[Any], str] = {
     litserve.LitServer: "litapi_request_queues inference_workers devices _transport _monitor_workers "
-    "uvicorn_graceful_timeout response_queue_id",
+    "_shutdown_event uvicorn_graceful_timeout response_queue_id",
     HttpToolsProtocol: "app connections cycle flow loop parser pipeline scope server_state timeout_keep_alive "
     "transport",
     RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue on_response",

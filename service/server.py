@@ -7,7 +7,7 @@
 
 LitServe 0.2.19 is extended through these names, held by tests/service/test_litserve_contract.py: `_init_manager`,
 `_transport`, `litapi_request_queues`, `launch_inference_worker`, `launch_single_inference_worker`, `inference_workers`,
-`verify_worker_status`, `_start_server`, `_monitor_workers`.
+`verify_worker_status`, `_start_server`, `_monitor_workers`, `_shutdown_event`.
 """
 
 import asyncio
@@ -42,10 +42,11 @@ from service.metrics import Metrics
 from service.protocol import Protocol, Room, connections_each
 from service.settings import Settings
 from service.supervisor import Berth, Supervisor
-from service.transport import DRAINING, FAILED, MAX_CLASSES, READY, Transport
+from service.transport import DRAINING, FAILED, LOADING, MAX_CLASSES, READY, Transport
 from service.worker import Worker, end_with_parent
 
 BACKLOG = 2048
+SIGNAL_S = 0.5  # after which one that was missed is seen
 KEEP_ALIVE_S = 75  # longer than the usual idle timeout of load balancers (60 s), so that they close first
 
 
@@ -81,6 +82,19 @@ class Idle(MessageTransport):
     def close(self, **_: Any) -> None:
         """LitServe begins to stop."""
         self.stop()
+
+
+class Shutdown:
+    """Stands where LitServe waits for its end, without a bound: a signal that comes just before that is missed."""
+
+    def __init__(self, transport: Transport) -> None:
+        """The handler of signals changes the transport's phase."""
+        self.transport = transport
+
+    def wait(self) -> None:
+        """Wait until the service is to end."""
+        while self.transport.phase in (LOADING, READY):
+            sleep(SIGNAL_S)
 
 
 class Server(litserve.LitServer):
@@ -142,6 +156,7 @@ class Server(litserve.LitServer):
         self.transport.connect()
         self.litapi_request_queues[self.lit_api.api_path] = self.transport
         self._transport = Idle(self.stop)
+        self._shutdown_event = Shutdown(self.transport)
         return manager
 
     def launch_inference_worker(self, _: Any) -> list[BaseProcess]:
@@ -206,8 +221,10 @@ class Server(litserve.LitServer):
         banner(self.settings, address, told[0])
 
     def stop(self) -> None:
-        """The main process sends the workers nothing more."""
+        """The main process sends the workers nothing more, and the HTTP processes end side by side."""
         self.stopping = True
+        for process in self.supervisor.http:
+            process.terminate()  # LitServe ends one after another
         self.transport.close_requests()
 
     def close(self) -> None:

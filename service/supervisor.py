@@ -98,9 +98,11 @@ class Supervisor:
             self.end()
 
     def end(self) -> None:
-        """Watch no more; spares see that they are not needed."""
+        """Watch no more; who does not serve is not needed, and would first load to its end."""
         self.closed = True
         for berth in self.berths:
+            if berth.process and berth.serving_since is None:
+                berth.process.kill()
             berth.clear()
 
     def look_safely(self) -> None:

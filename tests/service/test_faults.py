@@ -24,7 +24,7 @@ from tests import artifacts, running
 from tests.costly import chunk, header
 from tests.pictures import encode, noise
 from tests.running import Service, predictions, serving
-from tests.service.test_lifecycle import gone, wait_until_in_flight, worker_of
+from tests.service.test_lifecycle import gone, spawned, wait_until_in_flight, worker_of
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +152,16 @@ def test_a_spare_takes_over_at_once(model: Path) -> None:
         assert 200 == service.post(noise(), x_timeout_ms="2000").status_code
         assert "a worker took over" in service.stderr.read_text()
         wait_for_log(service, "a spare stands by", 2)
+
+
+def test_a_spare_that_still_loads_does_not_hold_up_the_end(model: Path) -> None:
+    with serving(model, "--spares", "1") as service:
+        while len(workers := spawned(service.children())) < 2:
+            assert service.process.poll() is None
+        os.kill(workers[1], signal.SIGSTOP)
+
+        assert 0 == service.stop()
+        assert gone(workers)
 
 
 def wait_for_log(service: Service, message: str, count: int = 1) -> None:

@@ -195,6 +195,50 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
         assert [] == [name for name in os.listdir(folder) if not name.startswith("pymp-")]
 
 
+def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    started = Service(process, "", "", log)
+    try:
+        while not (http := forked_after_worker(started.children(), process.pid)):
+            assert process.poll() is None
+        os.kill(http, signal.SIGSTOP)
+        (worker,) = spawned(children := started.children())
+        os.kill(worker, signal.SIGKILL)
+        while worker in started.children():
+            assert process.poll() is None
+        os.kill(http, signal.SIGCONT)
+
+        assert 2 == process.wait(running.STOP_S)
+        assert "darkroom: the model worker was lost before the service could start" in log.read_text().splitlines()
+        assert "Traceback" not in log.read_text()
+        assert gone(children)
+    finally:
+        running.end(process)
+
+
+def forked_after_worker(children: list[int], main: int) -> int | None:
+    """The first HTTP process, which is the main one's copy; the manager comes before the worker."""
+    workers = spawned(children)
+    later = children[children.index(workers[0]) + 1 :] if workers else []
+    return next((pid for pid in later if command_of(pid) == command_of(main)), None)
+
+
+def spawned(children: list[int]) -> list[int]:
+    """The worker processes among them, loaded or not."""
+    return [pid for pid in children if b"spawn_main" in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line; empty when it is no more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler of its own for a signal, as the kernel tells it."""
     (mask,) = re.findall(r"^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
