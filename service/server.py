@@ -215,6 +215,7 @@ class Server(litserve.LitServer):
             if self.transport.phase == FAILED:
                 return
             if not told:
+                self.transport.phase = FAILED
                 raise StartError("the model worker was lost before the service could start")
             self.lit_api.plan = told[0]["plan"]
             self.transport.phase = READY
