@@ -22,6 +22,8 @@ import re
 import struct
 import threading
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 import numpy as np
@@ -344,10 +346,15 @@ class Turn:
     places = threading.BoundedSemaphore(LARGE_AT_ONCE)
     taken = False
 
+    def __init__(self, resting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """`resting` is entered for as long as this waits for others."""
+        self.resting = resting
+
     def wait(self, pixels: int) -> None:
         """Wait for a place, if so many pixels are to be decoded that it takes one."""
         if pixels > LARGE_PIXELS and not self.taken:
-            self.places.acquire()
+            with self.resting():
+                self.places.acquire()
             self.taken = True
 
     def __enter__(self) -> "Turn":

@@ -16,7 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -123,13 +123,20 @@ class Engine:
         size = self.artifact.manifest.input_size
         return torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
-    def decode(self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor) -> None:
-        """Encoded bytes to pixels in `out`, uint8 (S, S, 3) on the CPU. Thread-safe.
+    def decode(
+        self,
+        body: bytes | memoryview,
+        formats: tuple[str, ...],
+        max_pixels: int,
+        out: Tensor,
+        resting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Encoded bytes to pixels in `out`, uint8 (S, S, 3) on the CPU. Thread-safe; see `Turn` for `resting`.
 
         Raises:
             ImageError: the subclass says why.
         """
-        with Turn() as turn:
+        with Turn(resting) as turn:
             self.fill(body, formats, max_pixels, out, turn)
 
     def fill(

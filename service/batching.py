@@ -11,16 +11,15 @@ once, up to the batch size that pays; `max_delay_ms` lets it wait that long from
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from math import ceil, inf
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import NamedTuple
 
 from torch import Tensor
 
-from models.decode import LARGE_AT_ONCE
 from models.engine import Engine, sample
 from models.errors import ImageError
 from models.formats import KNOWN_FORMATS
@@ -42,8 +41,7 @@ from service.settings import Settings
 from service.transport import CANARY, Answer, Item, Transport
 
 BEAT_S = 0.25
-SLOWEST_S = 2.0  # to decode the slowest picture; 1.5 s on an idle machine
-LONGEST_STEP_S = 5.0  # of decoding or a pass; beyond it a thread hangs
+LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most on an idle machine, or a pass; beyond it a thread hangs
 PASSES = 20  # how many passes of a slow model that must at least be
 
 Ranking = list[tuple[int, float]]  # (class index, probability), highest first
@@ -110,14 +108,20 @@ class Pipeline:
 
     @property
     def patience(self) -> float:
-        """How long a step may take, in seconds: also when every thread has a large picture, and waits for its turn."""
-        turns = ceil(len(self.threads) / LARGE_AT_ONCE)
-        return max(LONGEST_STEP_S, PASSES * self.pass_seconds, turns * SLOWEST_S)
+        """How long a step may take, in seconds."""
+        return max(LONGEST_STEP_S, PASSES * self.pass_seconds)
 
     def busy(self) -> float:
         """This thread takes something up; the time."""
         now = self.busy_since[threading.current_thread().name] = monotonic()
         return now
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """This thread waits for others, which are watched themselves: that is no step."""
+        self.busy_since.pop(threading.current_thread().name, None)
+        yield
+        self.busy()
 
     def work(self) -> None:
         """Receive, decode, predict; the end of one thread by a bug is the end of the worker."""
@@ -141,7 +145,7 @@ class Pipeline:
         try:
             self.refuse_unwanted(item, started)
             formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
-            self.engine.decode(self.transport.body(item), formats, self.max_pixels, row)
+            self.engine.decode(self.transport.body(item), formats, self.max_pixels, row, self.resting)
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:

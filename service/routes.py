@@ -1,8 +1,9 @@
 """The routes beside `/predict`: health, metrics, information and documentation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from prometheus_client import start_http_server
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -86,6 +87,28 @@ def scrape_of(manifest: Manifest, transport: Transport, metrics: Metrics) -> Scr
             yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
 
     return Scrape(metrics, transport.all_cells(), models)
+
+
+def serve_metrics(scraping: Scrape, host: str, port: int) -> None:
+    """Serve `/metrics` on a port of its own, by threads of this process.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    server, _ = start_http_server(port, host, scraping.registry())
+    everywhere = server.get_app()
+    assert everywhere is not None, "it has just been given one"
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            start("404 Not Found", [("content-type", "text/plain")])
+            return [b"Only /metrics is here.\n"]
+        if environ["REQUEST_METHOD"] == "HEAD":
+            everywhere(environ | {"REQUEST_METHOD": "GET"}, start)
+            return []
+        return everywhere(environ, start)
+
+    server.set_app(answer)
 
 
 def answered_before(_: Request) -> Response:

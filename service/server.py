@@ -28,7 +28,6 @@ from typing import Any
 
 import litserve
 from litserve.transport.base import MessageTransport
-from prometheus_client import start_http_server
 
 from models.manifest import Manifest
 from service import logs, routes
@@ -198,7 +197,10 @@ class Server(litserve.LitServer):
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
-            start_http_server(self.settings.metrics_port, self.settings.host, self.scrape.registry())
+            try:
+                routes.serve_metrics(self.scrape, self.settings.host, self.settings.metrics_port)
+            except OSError as error:
+                raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
         self.announce()
         return processes
@@ -287,9 +289,12 @@ def hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
         listener(address, family, reuse_port=False).close()
         return listener(address, family)
     except OSError as error:
-        raise StartError(
-            f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {flag}"
-        ) from None
+        raise taken(host, port, flag, error) from None
+
+
+def taken(host: str, port: int, flag: str, error: OSError) -> StartError:
+    """The error of an address that cannot be had."""
+    return StartError(f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {flag}")
 
 
 def answers(address: tuple[Any, ...]) -> bool:

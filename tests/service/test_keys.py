@@ -146,6 +146,11 @@ def test_metrics_are_on_their_own_port_alone_and_count_all_processes(guarded: Se
     assert "/metrics" not in guarded.get("/openapi.json").json()["paths"]
     for method in ("POST", "PUT", "DELETE"):
         assert 405 == requests.request(method, f"http://127.0.0.1:{metrics_port}/metrics", timeout=60).status_code
+    head = requests.head(f"http://127.0.0.1:{metrics_port}/metrics", timeout=60)
+    assert (200, b"") == (head.status_code, head.content)
+    assert head.headers["content-type"].startswith("text/plain; version=")
+    for path in ("/", "/metrics/", "/health"):
+        assert 404 == requests.get(f"http://127.0.0.1:{metrics_port}{path}", timeout=60).status_code
 
 
 @pytest.mark.slow

@@ -220,6 +220,31 @@ def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(
         running.end(process)
 
 
+def test_a_metrics_port_that_is_taken_while_the_model_loads_stops_the_start_with_one_line(
+    model: Path, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+    flags = ["--model", str(model), "--port", "0", "--metrics-port", str(port)]
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen([sys.executable, "-m", "service", *flags], stdout=subprocess.DEVNULL, stderr=errors)
+    started = Service(process, "", "", log)  # type: ignore[arg-type]
+    try:
+        while not spawned(children := started.children()):
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        with socket.create_server(("127.0.0.1", port), reuse_port=True):
+            assert 2 == process.wait(running.STOP_S)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert f"--metrics-port {port}: Address already in use" in log.read_text().splitlines()[-1]
+    assert "Traceback" not in log.read_text()
+    assert gone(children)
+
+
 def forked_after_worker(children: list[int], main: int) -> int | None:
     """The first HTTP process, which is the main one's copy; the manager comes before the worker."""
     workers = spawned(children)
