@@ -27,7 +27,7 @@ from service.worker import BatchingLoop, Worker
 SERVICE = Path(composition.__file__).parent
 # The private names of LitServer that `service/server.py` calls, overrides or sets.
 CALLED = {"_init_manager", "_start_server"}
-SET = {"_transport", "_monitor_workers"}
+SET = {"_transport", "_monitor_workers", "_shutdown_event"}
 
 
 def parameters(function: object) -> list[str]:
