@@ -4,7 +4,7 @@ A step stays only if it pays and the goldens still agree.
 
     CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores, and
            batches grow no further than pays
-    CUDA   allocator -> channels_last -> freeze -> cuda_graphs; passes under way have streams of their own
+    CUDA   allocator -> channels_last -> freeze -> cuda_graphs -> nvjpeg; passes under way have streams of their own
            (`models.lanes`)
 
 Never saved: an optimised TorchScript module does not load again. With `models/artifact.py` the only place that names
@@ -26,15 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import cores
+from models import cores, nvjpeg
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
 from models.decode import Turn, decode_rgb
 from models.errors import ArtifactError, DeviceError, ImageError
+from models.formats import MAX_PIXELS
 from models.goldens import JPEG_LEVELS
-from models.lanes import LANES, Lanes, buckets
+from models.lanes import LANES, Lanes, Row, buckets
 
 CUDA_TOLERANCE = 1e-3
 LOW_PRECISION_TOLERANCE = 0.1
+NVJPEG_DRIFT = 0.05  # of a probability; on 30 photos it was 0.0015 in the median and 0.042 at most (SqueezeNet)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_PASSES = 4  # more would divide the batches further, and Python between the passes is one core's work
 TYPICAL_BATCH = 8  # what is timed beside a single image
@@ -101,6 +103,7 @@ class Engine:
     module: Module
     sharing: Sharing
     lanes: Lanes | None = None
+    nvjpeg: bool = False
     steps: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -139,6 +142,12 @@ class Engine:
         with Turn(resting) as turn:
             self.fill(body, formats, max_pixels, out, turn)
 
+    def takes(self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int) -> bool:
+        """Whether `predict` takes this body as it is, a JPEG that the GPU decodes."""
+        manifest = self.artifact.manifest
+        wanted = self.nvjpeg and "JPEG" in formats
+        return wanted and nvjpeg.takes(body, manifest.input_size, manifest.crop, max_pixels)
+
     def fill(
         self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int, out: Tensor, turn: Turn
     ) -> None:
@@ -154,10 +163,10 @@ class Engine:
             for channel in range(3):  # NumPy is quickest plane by plane, in a quarter of the time
                 out.numpy()[:, :, channel] = planes[channel]
 
-    def predict(self, rows: Sequence[Tensor]) -> Tensor:
+    def predict(self, rows: Sequence[Row]) -> Tensor:
         """Probabilities of up to `max_batch_size` rows, uint8 (S, S, 3) on the CPU: float32 (N, K) on the CPU.
 
-        Thread-safe; passes on several threads overlap.
+        A row may also be a JPEG that the engine `takes`. Thread-safe; passes on several threads overlap.
 
         Raises:
             MemoryError: so many need more memory than there is.
@@ -168,7 +177,7 @@ class Engine:
                 if self.lanes:
                     return self.lanes.predict(rows)
                 with self.sharing.share(len(rows)):
-                    return self.forward(torch.stack(tuple(rows)))
+                    return self.forward(torch.stack([row for row in rows if isinstance(row, Tensor)]))
         except (RuntimeError, torch.jit.Error) as error:  # the latter is none of the former
             if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
                 if self.device.type == "cuda":
@@ -275,8 +284,35 @@ def optimize_for_inference(engine: Engine) -> Engine:
 def use_graphs(engine: Engine) -> Engine:
     """Streams of their own for passes that overlap, and a captured CUDA graph a bucket."""
     manifest = engine.artifact.manifest
-    lanes = Lanes(engine.module, engine.device, engine.max_batch_size, manifest.input_size, len(manifest.classes))
-    return replace(engine, lanes=lanes)
+    preprocess = engine.artifact.module.preprocess
+    sizes = engine.max_batch_size, manifest.input_size, len(manifest.classes)
+    return replace(engine, lanes=Lanes(engine.module, preprocess, engine.device, *sizes))
+
+
+def use_nvjpeg(engine: Engine) -> Engine:
+    """Ordinary JPEGs are decoded on the GPU, where that changes the goldens' probabilities by `NVJPEG_DRIFT` at most.
+
+    Raises:
+        RuntimeError: it changes them more, or cannot be had.
+    """
+    if not engine.lanes:
+        raise RuntimeError("needs cuda_graphs")
+    candidate, goldens = replace(engine, nvjpeg=True), engine.artifact.goldens
+    taken = [n for n, body in enumerate(goldens.encoded) if candidate.takes(body, ("JPEG",), MAX_PIXELS)]
+    if not taken:
+        raise RuntimeError("no golden to measure its drift by")
+    found = candidate.predict([goldens.encoded[n] for n in taken][: engine.max_batch_size])
+    drift = float((found - goldens.probabilities[taken][: len(found)]).abs().max())
+    if not drift <= NVJPEG_DRIFT:
+        raise RuntimeError(f"probabilities drift by {drift:.3f}, more than {NVJPEG_DRIFT}")
+    body = max((goldens.encoded[n] for n in taken), key=len)
+    rows, n = engine.rows(engine.cores), min(TYPICAL_BATCH, engine.max_batch_size)
+    with ThreadPoolExecutor(engine.cores) as pool:
+        ours = partial(pool.map, partial(engine.decode, body, ("JPEG",), MAX_PIXELS), rows)
+        cpu, gpu = race(lambda: list(ours()), lambda: candidate.predict([body] * n))
+    if gpu / n > cpu / engine.cores:
+        raise RuntimeError(f"takes {gpu / n / cpu * engine.cores:.2f} times as long as all cores, the pass included")
+    return candidate
 
 
 TAKEN = "taken"
@@ -292,6 +328,7 @@ CUDA_STEPS: dict[str, Step] = {
     "channels_last": use_channels_last,
     "freeze": freeze,
     "cuda_graphs": use_graphs,
+    "nvjpeg": use_nvjpeg,
 }
 
 
@@ -300,7 +337,8 @@ def take(engine: Engine, name: str, step: Step) -> Engine:
     try:
         candidate = step(engine)
         dropped = golden_difference(candidate)
-        if not dropped and candidate is not engine and (share := time_share(engine, candidate)) > PAYS:
+        same = candidate.module is engine.module and candidate.lanes is engine.lanes
+        if not dropped and not same and (share := time_share(engine, candidate)) > PAYS:
             dropped = f"takes {share:.2f} times as long"
     except RuntimeError as error:
         dropped = last_line(error)

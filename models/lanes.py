@@ -1,15 +1,19 @@
 """Forward passes on a GPU: each on a lane, a stream with buffers of its own, so that copies and passes overlap.
 
-pinned rows -> (N, S, S, 3) uint8 on the device -> one CUDA graph a bucket -> pinned probabilities
+pinned rows, or JPEGs by nvJPEG -> (N, S, S, 3) uint8 on the device -> one CUDA graph a bucket -> pinned probabilities
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models import nvjpeg
+
+Row = Tensor | memoryview | bytes  # pixels, or a JPEG that `nvjpeg` takes
+Preprocess = Callable[[Tensor], Tensor]
 LANES = 2  # while one computes, the next one's images cross the bus
 WARM_RUNS = 3  # before a capture: TorchScript profiles twice, and cuDNN chooses its kernels
 
@@ -27,13 +31,18 @@ def bucket(n: int, max_batch_size: int) -> int:
 class Lane:
     """One forward pass at a time."""
 
-    def __init__(self, module: Any, device: torch.device, max_batch_size: int, size: int, classes: int) -> None:
+    def __init__(
+        self, module: Any, preprocess: Preprocess, device: torch.device, max_batch_size: int, size: int, classes: int
+    ) -> None:
         """Capture a graph of `module`, uint8 (N, 3, S, S) to float32 (N, K), for each bucket.
+
+        `preprocess` takes a picture uint8 (3, H, W) to (3, S, S).
 
         Raises:
             RuntimeError: the module cannot be captured.
         """
         self.max_batch_size = max_batch_size
+        self.preprocess = preprocess
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pixels = torch.zeros((max_batch_size, size, size, 3), dtype=torch.uint8, device=device)
         self.answers = torch.empty((max_batch_size, classes), pin_memory=True)
@@ -55,14 +64,22 @@ class Lane:
                 probabilities = module(pixels)
         return graph, probabilities
 
-    def predict(self, rows: Sequence[Tensor]) -> Tensor:
-        """Probabilities float32 (N, K) on the CPU for pinned rows uint8 (S, S, 3)."""
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """Probabilities float32 (N, K) on the CPU for pinned rows uint8 (S, S, 3), and JPEGs."""
         n = len(rows)
+        decoded = {number: row for number, row in enumerate(rows) if isinstance(row, Tensor)}
+        encoded = {number: row for number, row in enumerate(rows) if not isinstance(row, Tensor)}
         size = bucket(n, self.max_batch_size)
         graph, probabilities = self.graphs[size]
         with torch.cuda.stream(self.stream):
-            # One call for all: each gives Python's lock away, and the threads that decode are slow to give it back.
-            torch._foreach_copy_(list(self.pixels[:n].unbind()), list(rows), non_blocking=True)
+            if decoded:
+                # One call for all: each gives Python's lock away, and the threads that decode are slow to give it back.
+                places = [self.pixels[number] for number in decoded]
+                torch._foreach_copy_(places, list(decoded.values()), non_blocking=True)
+            if encoded:
+                images = nvjpeg.decode(list(encoded.values()), self.pixels.device)
+                for number, image in zip(encoded, images, strict=True):
+                    self.pixels[number] = self.preprocess(image).permute(1, 2, 0)
             if n < size:
                 self.pixels[n:size] = self.pixels[0]  # no picture that nobody sent
             graph.replay()
@@ -75,14 +92,16 @@ class Lane:
 class Lanes:
     """The lanes of one engine; a pass takes one that is free."""
 
-    def __init__(self, module: Any, device: torch.device, max_batch_size: int, size: int, classes: int) -> None:
+    def __init__(
+        self, module: Any, preprocess: Preprocess, device: torch.device, max_batch_size: int, size: int, classes: int
+    ) -> None:
         """Make all lanes; see `Lane`."""
         self.free: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(LANES):
-            self.free.put(Lane(module, device, max_batch_size, size, classes))
+            self.free.put(Lane(module, preprocess, device, max_batch_size, size, classes))
 
-    def predict(self, rows: Sequence[Tensor]) -> Tensor:
-        """Probabilities float32 (N, K) on the CPU for pinned rows uint8 (S, S, 3). Thread-safe."""
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """Probabilities float32 (N, K) on the CPU for pinned rows uint8 (S, S, 3), and JPEGs. Thread-safe."""
         lane = self.free.get()
         try:
             return lane.predict(rows)

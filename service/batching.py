@@ -48,12 +48,23 @@ Ranking = list[tuple[int, float]]  # (class index, probability), highest first
 
 
 class Decoded(NamedTuple):
-    """An item whose pixels lie in `row`, uint8 (S, S, 3); times in seconds of CLOCK_MONOTONIC."""
+    """An item whose pixels lie in `row`, uint8 (S, S, 3), or will, where the engine decodes `encoded` itself.
+
+    Times in seconds of CLOCK_MONOTONIC.
+    """
 
     item: Item
     row: Tensor
+    encoded: memoryview | None
     started: float
     finished: float
+
+
+class Failure(NamedTuple):
+    """Why an image has no predictions."""
+
+    code: str
+    detail: str
 
 
 class Pipeline:
@@ -145,14 +156,17 @@ class Pipeline:
         try:
             self.refuse_unwanted(item, started)
             formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
-            self.engine.decode(self.transport.body(item), formats, self.max_pixels, row, self.resting)
+            body = self.transport.body(item)
+            taken = self.engine.takes(body, formats, self.max_pixels)
+            if not taken:
+                self.engine.decode(body, formats, self.max_pixels, row, self.resting)
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:
             logger.exception("decoding failed", extra={"uid": item.uid})
             self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
-            self.decoded.put(Decoded(item, row, started, monotonic()))
+            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic()))
 
     def refuse_unwanted(self, item: Item, now: float) -> None:
         """Nothing is done for nobody."""
@@ -210,9 +224,9 @@ class Pipeline:
         counted = [number for number, image in enumerate(batch) if image.item.top_k != CANARY]
         self.metrics.add(QUEUE_DEPTH, n=-len(counted))
         started = self.busy()
-        results = self.results([image.row for image in batch], max(1, *[image.item.top_k for image in batch]))
+        results = self.results(batch, max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
-        self.failing = all(isinstance(result, str) for result in results)
+        self.failing = all(isinstance(result, Failure) for result in results)
         if not self.failing:
             self.transport.answered(self.worker)
         self.give_back(image.row for image in batch)
@@ -230,52 +244,70 @@ class Pipeline:
         for process, together in answers.items():
             self.transport.answer(process, together)
 
-    def count(self, results: Sequence[Ranking | str]) -> None:
+    def count(self, results: Sequence[Ranking | Failure]) -> None:
         """Count what was predicted, and how surely, and what was not."""
-        first = [result[0] for result in results if not isinstance(result, str)]
+        first = [result[0] for result in results if not isinstance(result, Failure)]
         self.metrics.add(IMAGES, n=len(first))
         self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
         for index, _ in first:
             self.metrics.add(PREDICTIONS, self.classes[index])
         for result in results:
-            if isinstance(result, str):
-                self.metrics.add(NONFINITE if result == NonFinite.code else ISOLATED_FAILURES)
+            if result == NOT_FINITE:
+                self.metrics.add(NONFINITE)
+            elif result in (FAILED, NO_MEMORY):
+                self.metrics.add(ISOLATED_FAILURES)
 
-    def results(self, rows: Sequence[Tensor], top_k: int) -> list[Ranking | str]:
-        """For each row its `top_k` predictions, highest first, or the code of why there are none."""
+    def results(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
+        """For each image its `top_k` predictions, highest first, or why there are none."""
         try:
-            probabilities = self.engine.predict(rows)
+            probabilities = self.engine.predict([image.encoded or image.row for image in images])
         except Exception as error:  # whatever it is, it must not keep the neighbours' answers back
-            if len(rows) == 1:
+            if any(image.encoded for image in images):
+                return self.results_by_cpu(images, top_k)
+            if len(images) == 1:
                 logger.exception("the model failed on an image")
-                return [NotReady.code if isinstance(error, MemoryError) else Internal.code]
-            return self.halves(rows, top_k)
+                return [NO_MEMORY if isinstance(error, MemoryError) else FAILED]
+            return self.halves(images, top_k)
         highest = probabilities.topk(min(top_k, probabilities.size(1)))
         finite = probabilities.isfinite().all(1).tolist()
         rankings = zip(highest.indices.tolist(), highest.values.tolist(), finite, strict=True)
-        return [list(zip(indices, values, strict=True)) if ok else NonFinite.code for indices, values, ok in rankings]
+        return [list(zip(indices, values, strict=True)) if ok else NOT_FINITE for indices, values, ok in rankings]
 
-    def halves(self, rows: Sequence[Tensor], top_k: int) -> list[Ranking | str]:
+    def results_by_cpu(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
+        """The same, where the engine could not decode one of them: the CPU decides which, and whether it is damaged."""
+        results: list[Ranking | Failure] = [FAILED] * len(images)
+        good: dict[int, Decoded] = {}
+        for number, image in enumerate(images):
+            try:
+                if image.encoded:
+                    self.engine.decode(image.encoded, self.formats, self.max_pixels, image.row, self.resting)
+                good[number] = image._replace(encoded=None)
+            except ImageError as error:
+                results[number] = Failure(error.code, str(error))
+        if good:
+            for number, result in zip(good, self.results(list(good.values()), top_k), strict=True):
+                results[number] = result
+        return results
+
+    def halves(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
         """The same, in two passes; if it was the size that the model failed on, batches grow no larger any more."""
         self.metrics.add(BATCH_SPLITS)
-        half = len(rows) - len(rows) // 2
-        results = self.results(rows[:half], top_k) + self.results(rows[half:], top_k)
-        failed = any(result in (Internal.code, NotReady.code) for result in results)
+        half = len(images) - len(images) // 2
+        results = self.results(images[:half], top_k) + self.results(images[half:], top_k)
+        failed = any(result in (FAILED, NO_MEMORY) for result in results)
         if half < self.batch_size and not failed:
             self.batch_size = half
             logger.warning("the model fails on larger batches", extra={"batch_size": half})
         return results
 
 
-def answer(item: Item, result: Ranking | str, queue: float, decode: float, inference: float) -> Answer:
+def answer(item: Item, result: Ranking | Failure, queue: float, decode: float, inference: float) -> Answer:
     """The answer to one image: the predictions that it asked for, or why there are none."""
-    if isinstance(result, str):
-        return Answer(item.uid, [], result, FAILURES[result])
+    if isinstance(result, Failure):
+        return Answer(item.uid, [], *result)
     return Answer(item.uid, result[: max(1, item.top_k)], "", "", queue, decode, inference)
 
 
-FAILURES = {
-    Internal.code: "The model failed on this image.",
-    NotReady.code: "The model ran out of memory on this image; try again.",
-    NonFinite.code: "The model gave no finite probabilities for this image.",
-}
+FAILED = Failure(Internal.code, "The model failed on this image.")
+NO_MEMORY = Failure(NotReady.code, "The model ran out of memory on this image; try again.")
+NOT_FINITE = Failure(NonFinite.code, "The model gave no finite probabilities for this image.")

@@ -65,7 +65,9 @@ def gpu(saved: Path) -> Engine:
 def lanes(gpu: Engine) -> Lanes:
     """The lanes of the engine, or where they did not pay here, of the same module."""
     manifest = gpu.artifact.manifest
-    return gpu.lanes or Lanes(gpu.module, gpu.device, MOST, manifest.input_size, len(manifest.classes))
+    return gpu.lanes or Lanes(
+        gpu.module, gpu.artifact.module.preprocess, gpu.device, MOST, manifest.input_size, len(manifest.classes)
+    )
 
 
 @pytest.fixture(scope="module")
