@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         "auto", description="auto (the first GPU if there is one), cpu, cuda, or GPUs by number: cuda:0,1"
     )
     dtype: Literal["fp32", "bf16", "fp16", "tf32"] = Field("fp32", description="number format of the network")
+    nvjpeg: CliImplicitFlag[bool] = Field(
+        False, description="decode ordinary JPEGs on the GPU: faster, but few damaged ones are refused"
+    )
     workers: int = Field(1, ge=1, le=64, description="model workers on each device")
     spares: int = Field(0, ge=0, le=64, description="loaded workers in reserve; one takes over at once from a lost one")
     http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")

@@ -70,7 +70,7 @@ class Worker(litserve.LitAPI):
                     f"another (digest {loaded.manifest.digest[:12]}); restart the service to serve that",
                 )
             self.engine = engine.prepare(
-                loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan
+                loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan, settings.nvjpeg
             )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)
