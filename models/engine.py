@@ -275,13 +275,22 @@ def use_channels_last(engine: Engine) -> Engine:
 def freeze(engine: Engine) -> Engine:
     """Weights become constants; batch normalisation is folded into convolutions."""
     with deprecated_but_chosen():
-        return replace(engine, module=torch.jit.freeze(engine.module))
+        return replace(engine, module=torch.jit.freeze(inlined(engine.module)))
 
 
 def optimize_for_inference(engine: Engine) -> Engine:
     """Convolutions become oneDNN's, with weights in its own layout."""
     with deprecated_but_chosen():
-        return replace(engine, module=torch.jit.optimize_for_inference(engine.module))
+        return replace(engine, module=torch.jit.optimize_for_inference(inlined(engine.module)))
+
+
+def inlined(module: Module) -> Module:
+    """The module, its forward calling no other methods.
+
+    Freezing would inline them too, and then free those whose names the traceback of a failing operator reads.
+    """
+    torch._C._jit_pass_inline(module.graph)  # in place
+    return module
 
 
 def use_graphs(engine: Engine) -> Engine:

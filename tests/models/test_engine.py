@@ -1,6 +1,8 @@
 """The engine: the goldens decide, and the clock; nothing that makes it fast touches any answer."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +27,24 @@ from tests import artifacts
 from tests.pictures import noise
 
 CPU = torch.device("cpu")
+HOUSE = Path(__file__).parents[2]
+FAILING = """
+import sys
+from pathlib import Path
+import torch
+from models import artifact, engine
+
+loaded = artifact.load(Path(sys.argv[1]))
+tried = engine.Engine(loaded, torch.device("cpu"), "fp32", 6, 6, loaded.module, engine.Sharing(1))
+with torch.inference_mode():
+    for name in sys.argv[2:]:
+        tried = engine.CPU_STEPS[name](tried)
+    for _ in range(20):
+        try:
+            tried.forward(torch.zeros((1, 32, 32, 3), dtype=torch.uint8).expand(1 << 40, -1, -1, -1))
+        except RuntimeError as error:
+            print("in logits" in str(error), "can't allocate memory" in str(error))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +214,14 @@ def test_a_step_alone_does_not_change_the_answers(plain: Engine, name: str) -> N
     images = rows(6)
 
     torch.testing.assert_close(plain.predict(images), CPU_STEPS[name](plain).predict(images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("names", [[], ["freeze"], ["optimize_for_inference"], list(CPU_STEPS)], ids="+".join)
+def test_an_operator_that_fails_raises_after_any_steps(saved: Path, names: list[str]) -> None:
+    command = [sys.executable, "-c", FAILING, str(saved), *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HOUSE)
+
+    assert (0, "True True\n" * 20) == (done.returncode, done.stdout), done.stderr
 
 
 @given(st.integers(1, 16), st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(1, 16), st.integers(1, 16))
