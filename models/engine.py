@@ -177,7 +177,7 @@ class Engine:
                 if self.lanes:
                     return self.lanes.predict(rows)
                 with self.sharing.share(len(rows)):
-                    return self.forward(torch.stack([row for row in rows if isinstance(row, Tensor)]))
+                    return self.forward(torch.stack(tuple(rows)))  # type: ignore[arg-type]  # none is a JPEG
         except (RuntimeError, torch.jit.Error) as error:  # the latter is none of the former
             if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
                 if self.device.type == "cuda":
