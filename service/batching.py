@@ -226,7 +226,7 @@ class Pipeline:
         started = self.busy()
         results = self.results(batch, max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
-        self.failing = all(isinstance(result, Failure) for result in results)
+        self.failing = all(result in OF_THE_MODEL for result in results)
         if not self.failing:
             self.transport.answered(self.worker)
         self.give_back(image.row for image in batch)
@@ -311,3 +311,4 @@ def answer(item: Item, result: Ranking | Failure, queue: float, decode: float, i
 FAILED = Failure(Internal.code, "The model failed on this image.")
 NO_MEMORY = Failure(NotReady.code, "The model ran out of memory on this image; try again.")
 NOT_FINITE = Failure(NonFinite.code, "The model gave no finite probabilities for this image.")
+OF_THE_MODEL = (FAILED, NO_MEMORY, NOT_FINITE)
