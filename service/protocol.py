@@ -34,13 +34,14 @@ from service.errors import (
 )
 from service.logs import logger
 from service.settings import Settings
+from service.transport import DRAINING
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 VERSION = len("HTTP/1.1 ")  # with which every reply begins
 LINGER_S = 2  # how long a refused request may go on sending on a connection that is to be closed
 NOTICE_S = 0.1  # how soon a client that sends no more is looked for
-SETTLED_S = 1  # an idle connection may be closed: before, its next request may be on the way
+SETTLED_S = 1  # an idle connection may be closed after that: before, its next request may be on the way
 CROWDED_HEAD_S = 1  # the time for a head on a connection beyond the limit
 TCP_CLOSE = 7  # of the kernel's tcp_states.h
 OTHER_FILES = 512  # open ones that are no connection within the limit
@@ -69,6 +70,7 @@ class Protocol(HttpToolsProtocol):
         self.held: RequestResponseCycle | None = None  # until the client has read the replies before
         self.unused = 0  # bytes of a head or trailer so far
         self.crowded = False  # beyond the limit
+        self.leaving = False  # the service stops: what comes still is answered, and is the last
         self.ended = False  # the client sends no more
         self.closing = False  # only what is written already is still sent
         self.greeted = False  # the reply under way has begun
@@ -83,7 +85,23 @@ class Protocol(HttpToolsProtocol):
         if self.crowded:
             self.header_timeout = min(self.header_timeout, CROWDED_HEAD_S)
             self.timeout_keep_alive = CROWDED_HEAD_S
+        if self.predict.channel().transport.phase == DRAINING:  # accepted just before the socket was closed
+            self.leave()
         self.await_client()
+
+    def leave(self) -> None:
+        """The next reply is the last."""
+        self.leaving = True
+        self.timeout_keep_alive = min(self.timeout_keep_alive, SETTLED_S)
+
+    def shutdown(self) -> None:
+        """The service stops. uvicorn would close what is idle at once, also under a request that is on its way."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+        if self.idle and not self.flow.write_paused:
+            self.due += SETTLED_S - self.timeout_keep_alive
+            self.set_guard()
+        self.leave()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; heads and trailers are bounded."""
@@ -211,7 +229,8 @@ class Protocol(HttpToolsProtocol):
             return  # by the answer to that
         if self.pipeline:
             self.flow.pause_reading()  # more come only once these are answered
-        if self.crowded or (cycle is self.cycle and self.parser.should_upgrade()):
+        last = self.crowded or (self.leaving and not self.pipeline)
+        if last or (cycle is self.cycle and self.parser.should_upgrade()):
             cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request
         if cycle.scope["path"] != "/predict" or cycle.scope["method"] != "POST":
             self.answering = cycle

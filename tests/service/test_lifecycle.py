@@ -2,12 +2,15 @@
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic
 
@@ -285,20 +288,46 @@ def test_a_draining_service_refuses_new_requests_and_says_so_on_its_probes(model
         serving(model, "--max-delay-ms", "1000") as service,
         ThreadPoolExecutor(1) as pool,
         requests.Session() as session,
+        requests.Session() as other,
     ):
-        assert 200 == session.get(service.url + "/health", timeout=60).status_code  # opens the connection
+        for opened in (session, other):
+            assert 200 == opened.get(service.url + "/livez", timeout=60).status_code
         pending = pool.submit(service.post, noise())
         wait_until_in_flight(service, 1)
         os.kill(worker_of(service), signal.SIGSTOP)  # keeps the request in flight while we look
         service.process.send_signal(signal.SIGTERM)
         while (health := session.get(service.url + "/health", timeout=60)).status_code == 200:
             assert service.process.poll() is None
-        refused = session.post(service.url + "/predict", data=noise(), timeout=60)
+        refused = other.post(service.url + "/predict", data=noise(), timeout=60)
         os.kill(worker_of(service), signal.SIGCONT)
 
         assert (503, "draining") == (health.status_code, health.json()["code"])
         assert (503, "draining") == (refused.status_code, refused.json()["code"])
         assert 200 == pending.result().status_code
+        assert 0 == service.process.wait(running.STOP_S)
+
+
+def connection_to(service: Service) -> HTTPConnection:
+    """A connection that is kept."""
+    return HTTPConnection(service.url.removeprefix("http://"), timeout=60)
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path, to_group: bool) -> None:
+    with serving(model) as service, closing(connection_to(service)) as client:
+        client.connect()
+        (os.killpg if to_group else os.kill)(service.process.pid, signal.SIGTERM)
+        told, last = set(), False
+        while not last:
+            idle_and_closed, _, _ = select.select([client.sock], [], [], 0.02)
+            assert not idle_and_closed
+            client.request("POST", "/predict", noise())
+            reply = client.getresponse()
+            reply.read()
+            told.add(reply.status)
+            last = reply.will_close
+
+        assert told <= {200, 503}
         assert 0 == service.process.wait(running.STOP_S)
 
 
