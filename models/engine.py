@@ -28,11 +28,12 @@ from torch import Tensor
 
 from models import cores, nvjpeg
 from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
-from models.decode import Turn, decode_rgb
+from models.decode import decode_rgb
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.formats import MAX_PIXELS
 from models.goldens import JPEG_LEVELS
 from models.lanes import LANES, Lanes, Row, buckets
+from models.limits import Turn
 
 CUDA_TOLERANCE = 1e-3
 LOW_PRECISION_TOLERANCE = 0.1

@@ -12,8 +12,9 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from models.decode import APP1, JPEG_COLOURS, JPEG_MAGIC, LARGE_PIXELS, has_scans, jpeg_scale, segments
 from models.errors import ImageError
+from models.jpeg import APP1, JPEG_COLOURS, JPEG_MAGIC, has_scans, jpeg_scale, segments
+from models.limits import LARGE_PIXELS
 
 END_OF_IMAGE = b"\xff\xd9"
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.decode import EXIF_ORIENTATION, TURNS
+from models.framing import EXIF_ORIENTATION, TURNS
 from tests.costly import PASSES, chunk, header
 from tests.pictures import encode
 

@@ -17,21 +17,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from models.classifier import Classifier
-from models.decode import (
-    EXIF_ORIENTATION,
-    STRIP_PIXELS,
-    TURNS,
-    Turn,
-    crop_side,
-    decode,
-    decode_any,
-    decode_jpeg,
-    decode_rgb,
-    jpeg_scale,
-    middle,
-)
+from models.decode import STRIP_PIXELS, decode, decode_any, decode_rgb
 from models.errors import ImageError, OversizedMetadata, TooManyPixels, Undecodable, UnsupportedFormat
 from models.formats import KNOWN_FORMATS
+from models.framing import EXIF_ORIENTATION, TURNS, crop_side, middle
+from models.jpeg import decode_jpeg, jpeg_scale
+from models.limits import Turn
 from tests import costly
 
 Pixels = NDArray[np.uint8]

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from models import artifact, engine
-from models.decode import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from models.formats import FORMATS, MAX_PIXELS
+from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Decoded, Failure, Pipeline
 from service.metrics import Metrics
 from service.settings import Settings
