@@ -2,9 +2,19 @@
 
 from pathlib import Path
 
+import anyio
 import pytest
 import requests
+from anyio.to_thread import current_default_thread_limiter
+from starlette.applications import Starlette
+from starlette.types import Message
 
+from models import manifest as manifests
+from service import routes
+from service.keys import Keys
+from service.metrics import Metrics
+from service.settings import Settings
+from service.transport import READY, Transport
 from tests import artifacts
 from tests.running import Service
 
@@ -59,3 +69,33 @@ def test_only_the_worker_loads_torch(service: Service) -> None:
 
     assert 1 == len(loaded)
     assert "libtorch" not in Path(f"/proc/{service.process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: Path, path: str) -> None:
+    manifest = manifests.read(model)
+    settings, metrics = Settings(model=model, _cli_parse_args=[]), Metrics(manifest.classes)  # type: ignore[call-arg]
+    transport = Transport(1, 1, 1 << 16, metrics.size)
+    transport.tell(0, {"device": "cpu", "dtype": "fp32"})
+    transport.phase = READY
+    scrape = routes.scrape_of(manifest, transport, metrics)
+    table = routes.build(manifest, settings, Keys(), transport, scrape, lambda: True)
+    application = routes.application(Starlette(routes=table))
+    statuses: list[int] = []
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def ask() -> None:
+        pool = current_default_thread_limiter()
+        for _ in range(int(pool.total_tokens)):
+            pool.acquire_on_behalf_of_nowait(object())
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
+        with anyio.fail_after(10):
+            await application(scope, receive, send)
+
+    anyio.run(ask)
+    assert 200 == statuses[0]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from time import monotonic, sleep
@@ -9,7 +10,7 @@ from time import monotonic, sleep
 import pytest
 
 from service.metrics import WORKER_RESTARTS, Metrics
-from service.supervisor import LOADING_S, PAUSES_S, Berth, Supervisor
+from service.supervisor import HANG_S, LOADING_S, PAUSES_S, Berth, Supervisor
 from service.transport import FAILED, READY, Transport
 
 CLASSES = ("a", "b")
@@ -133,3 +134,34 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
     assert restarts(supervisor, other) > len(PAUSES_S)
     expected = (READY, []) if serving else (FAILED, [signal.SIGTERM])
     assert expected == (transport.phase, received)
+
+
+class Undying(SPAWN.Process):  # type: ignore[name-defined, misc]
+    """A process that a kill does not end at once, as one that waits for a disk."""
+
+    def kill(self) -> None:
+        pass
+
+
+def test_a_worker_that_a_kill_does_not_end_keeps_nobody_from_stopping_the_service(
+    living: BaseProcess, transport: Transport
+) -> None:
+    berth = Berth(0, 0)
+    supervisor = watching(transport, [berth], living, lambda _: None)
+    stuck = Undying(target=sleep, args=(600,))
+    stuck.start()
+    berth.process, berth.serving_since = stuck, monotonic() - HANG_S
+    supervisor.awake_since -= HANG_S
+    try:
+        looking = threading.Thread(target=supervisor.look_safely, daemon=True)
+        closing = threading.Thread(target=supervisor.close, daemon=True)
+        for thread in (looking, closing):
+            thread.start()
+            thread.join(10)
+
+        assert not looking.is_alive()
+        assert not closing.is_alive()
+        assert stuck.is_alive()
+    finally:
+        stuck.terminate()
+        stuck.join()
