@@ -15,7 +15,7 @@ from benchmarks import plots
 from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table
-from models import artifact, engine
+from models import artifact, optimisation
 from models.architectures import classifier, load_pretrained
 from models.formats import FORMATS, MAX_PIXELS
 from models.manifest import Architecture
@@ -85,7 +85,7 @@ def squeezenet(data: Path, models: Path, input_size: int | None) -> Path:
 def answers(model: Path, dtype: str, paths: Sequence[Path], plan: Plan) -> Tensor:
     """Probabilities of all photos: float32 (N, 1000)."""
     size = 1 if plan.quick else BATCH  # trying out what pays takes long in bf16 without hardware for it
-    ready = engine.prepare(artifact.load(model), torch.device(plan.device), dtype, size)
+    ready = optimisation.prepare(artifact.load(model), torch.device(plan.device), dtype, size)
     rows, found = ready.rows(size), []
     for start in range(0, len(paths), size):
         batch = paths[start : start + size]

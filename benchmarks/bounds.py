@@ -116,9 +116,9 @@ def prepared(model: Path, dtype: str, device: str, batch: int) -> "Engine":
     """The service's own engine."""
     import torch  # the processes that only start this one do without
 
-    from models import artifact, engine
+    from models import artifact, optimisation
 
-    return engine.prepare(artifact.load(model), torch.device(device), dtype, batch)
+    return optimisation.prepare(artifact.load(model), torch.device(device), dtype, batch)
 
 
 def tasks(engine: "Engine", body: bytes) -> dict[str, Task]:

@@ -37,6 +37,7 @@ CARD_FILE = "model_card.md"
 TOLERANCE = 1e-4  # between eager and scripted probabilities, fp32 on one device
 # TorchScript is deprecated (decision 0001); every call says so.
 JIT_DEPRECATION = r"`torch\.jit\.\w+` is deprecated"
+OperatorError = torch.jit.Error  # what a failing TorchScript operator raises; no RuntimeError
 
 # Runs in a fresh process that has torch alone: a file and a device in its arguments; on stdin the number of images and
 # their size, then their pixels, again and again; on stdout their probabilities.

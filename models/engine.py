@@ -1,56 +1,29 @@
-"""What is done to a loaded artifact so that it predicts fast on one device.
+"""An artifact on one device: bytes to pixels, pixels to probabilities, several passes at a time; its goldens decide.
 
-A step stays only if it pays and the goldens still agree.
-
-    CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores, and
-           batches grow no further than pays
-    CUDA   allocator -> channels_last -> freeze -> cuda_graphs -> nvjpeg; passes under way have streams of their own
-           (`models.lanes`)
-
-Never saved: an optimised TorchScript module does not load again. With `models/artifact.py` the only place that names
-torch.jit.
+What makes it fast is in `models.optimisation`.
 """
 
-import ctypes
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import partial
-from time import perf_counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import cores, nvjpeg
-from models.artifact import TOLERANCE, Artifact, deprecated_but_chosen, disagreement
+from models import nvjpeg
+from models.artifact import TOLERANCE, Artifact, OperatorError, disagreement
 from models.decode import decode_rgb
-from models.errors import ArtifactError, DeviceError, ImageError
-from models.formats import MAX_PIXELS
+from models.errors import ArtifactError, DeviceError
 from models.goldens import JPEG_LEVELS
-from models.lanes import LANES, Lanes, Row, buckets
+from models.lanes import LANES, Lanes, Row
 from models.limits import Turn
 
 CUDA_TOLERANCE = 1e-3
 LOW_PRECISION_TOLERANCE = 0.1
-NVJPEG_DRIFT = 0.05  # of a probability; on 30 photos it was 0.0015 in the median and 0.042 at most (SqueezeNet)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_PASSES = 4  # more would divide the batches further, and Python between the passes is one core's work
-TYPICAL_BATCH = 8  # what is timed beside a single image
-TRIAL_SECONDS = 0.15  # for timing one step, and at least TRIAL_ROUNDS
-TRIAL_ROUNDS = 2
-PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
-LARGER_PAYS = 1.03  # a larger batch must give this many times the images a second
-LONGEST_PASS_S = 0.25
-LEAST_LIMIT = 4  # so few do not wait long for each other, and timing tells no smaller numbers apart
-MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many times as long: others need cores too
-# glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
-# pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
-MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # CUDA's and the CPU allocator's words
 Module = Any  # a torch.jit.ScriptModule; its methods are known at run time only
 
@@ -59,7 +32,7 @@ class Sharing:
     """Divides the cores among the forward passes under way; a pass takes no more threads than pay for its size."""
 
     def __init__(self, available: int) -> None:
-        """`useful` maps a batch size to the most threads that pay for it and for larger ones; see `share_cores`."""
+        """`useful` maps a batch size to the most threads that pay for it and for larger ones."""
         self.available = available
         self.useful = {1: available}
         self.active = 0
@@ -179,7 +152,7 @@ class Engine:
                     return self.lanes.predict(rows)
                 with self.sharing.share(len(rows)):
                     return self.forward(torch.stack(tuple(rows)))  # type: ignore[arg-type]  # none is a JPEG
-        except (RuntimeError, torch.jit.Error) as error:  # the latter is none of the former
+        except (RuntimeError, OperatorError) as error:  # the latter is none of the former
             if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -190,54 +163,6 @@ class Engine:
         """One pass over uint8 (N, S, S, 3); the module sees it as (N, 3, S, S) in the memory format of its choice."""
         probabilities: Tensor = self.module(pixels.to(self.device).permute(0, 3, 1, 2))
         return probabilities.cpu()
-
-
-def prepare(
-    artifact: Artifact,
-    device: torch.device,
-    dtype: str = "fp32",
-    max_batch_size: int = 32,
-    workers: int = 1,
-    plan: Plan | None = None,
-    nvjpeg: bool = False,
-) -> Engine:
-    """Bring a freshly loaded artifact to `device` and `dtype`, replay its goldens, optimise and warm it.
-
-    `workers` are the processes that share the cores. With the `plan` of an engine that is the same in all this, steps
-    are proved but not timed again. With `nvjpeg` ordinary JPEGs are decoded on the GPU, where that pays.
-
-    Raises:
-        ArtifactError: the goldens are not answered as stored, on this device in this dtype.
-    """
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # pinned memory too belongs to a device
-    allow_tf32 = dtype == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow_tf32
-    for parameter in artifact.module.parameters():
-        parameter.requires_grad_(False)
-    module = artifact.module.to(device).to(DTYPES[dtype])
-    sharing = Sharing(max(1, cores.available() // workers))
-    engine = Engine(artifact, device, dtype, max_batch_size, max_batch_size, module, sharing)
-    try:
-        check_pixels(engine)
-        difference = golden_difference(engine)
-    except (RuntimeError, torch.jit.Error, ImageError) as error:
-        difference = last_line(error)
-    if difference:
-        raise ArtifactError(artifact.path, f"its goldens' answers on {device} in {dtype}", difference)
-    steps = CUDA_STEPS if device.type == "cuda" else CPU_STEPS
-    if nvjpeg and device.type == "cuda":
-        steps = {**steps, "nvjpeg": use_nvjpeg}
-    if plan:
-        engine = follow(engine, plan, steps)
-    else:
-        for name, step in steps.items():
-            engine = take(engine, name, step)
-    if device.type == "cpu" and not plan:
-        share_cores(engine)
-        engine = limit_batches(engine)
-    warm(engine)
-    return engine
 
 
 def choose(wanted: str, offered: str, dtype: str) -> torch.device:
@@ -253,196 +178,6 @@ def choose(wanted: str, offered: str, dtype: str) -> torch.device:
     if dtype == "tf32" and device.type != "cuda":
         raise DeviceError("dtype tf32: expected a GPU, found none; use fp32 or bf16")
     return device
-
-
-def keep_memory(engine: Engine) -> Engine:
-    """Let the C library keep freed memory for the next pass.
-
-    Raises:
-        RuntimeError: this C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not all([mallopt(parameter, value) for parameter, value in MALLOPT.items()]):
-        raise RuntimeError("the C library has no such settings")
-    return engine
-
-
-def use_channels_last(engine: Engine) -> Engine:
-    """Weights in the order in which decoded pixels come."""
-    # On a copy: `to` works in place, and a step that is dropped must leave the module as it was.
-    return replace(engine, module=deepcopy(engine.module).to(memory_format=torch.channels_last))
-
-
-def freeze(engine: Engine) -> Engine:
-    """Weights become constants; batch normalisation is folded into convolutions."""
-    with deprecated_but_chosen():
-        return replace(engine, module=torch.jit.freeze(inlined(engine.module)))
-
-
-def optimize_for_inference(engine: Engine) -> Engine:
-    """Convolutions become oneDNN's, with weights in its own layout."""
-    with deprecated_but_chosen():
-        return replace(engine, module=torch.jit.optimize_for_inference(inlined(engine.module)))
-
-
-def inlined(module: Module) -> Module:
-    """The module, its forward calling no other methods.
-
-    Freezing would inline them too, and then free those whose names the traceback of a failing operator reads.
-    """
-    torch._C._jit_pass_inline(module.graph)  # in place
-    return module
-
-
-def use_graphs(engine: Engine) -> Engine:
-    """Streams of their own for passes that overlap, and a captured CUDA graph a bucket."""
-    manifest = engine.artifact.manifest
-    preprocess = engine.artifact.module.preprocess
-    sizes = engine.max_batch_size, manifest.input_size, len(manifest.classes)
-    return replace(engine, lanes=Lanes(engine.module, preprocess, engine.device, *sizes))
-
-
-def use_nvjpeg(engine: Engine) -> Engine:
-    """Ordinary JPEGs are decoded on the GPU, where that changes the goldens' probabilities by `NVJPEG_DRIFT` at most.
-
-    Raises:
-        RuntimeError: it changes them more, or cannot be had.
-    """
-    if not engine.lanes:
-        raise RuntimeError("needs cuda_graphs")
-    candidate, goldens = replace(engine, nvjpeg=True), engine.artifact.goldens
-    taken = [n for n, body in enumerate(goldens.encoded) if candidate.takes(body, ("JPEG",), MAX_PIXELS)]
-    if not taken:
-        raise RuntimeError("no golden to measure its drift by")
-    found = candidate.predict([goldens.encoded[n] for n in taken][: engine.max_batch_size])
-    drift = float((found - goldens.probabilities[taken][: len(found)]).abs().max())
-    if not drift <= NVJPEG_DRIFT:
-        raise RuntimeError(f"probabilities drift by {drift:.3f}, more than {NVJPEG_DRIFT}")
-    body, rows = max((goldens.encoded[n] for n in taken), key=len), engine.rows(engine.cores)
-    decode = partial(engine.decode, body, ("JPEG",), MAX_PIXELS)
-    with ThreadPoolExecutor(engine.cores) as pool:
-        cpu, gpu = race(lambda: list(pool.map(decode, rows)), lambda: decode_on_gpu(engine, [body] * TYPICAL_BATCH))
-    share = gpu / TYPICAL_BATCH / (cpu / len(rows))
-    if share > PAYS:
-        raise RuntimeError(f"takes {share:.2f} times as long as all cores")
-    return candidate
-
-
-def decode_on_gpu(engine: Engine, bodies: Sequence[bytes]) -> None:
-    """Decode and preprocess, and wait for it."""
-    for image in nvjpeg.decode(bodies, engine.device):
-        engine.artifact.module.preprocess(image)
-    torch.cuda.synchronize(engine.device)
-
-
-TAKEN = "taken"
-Step = Callable[[Engine], Engine]
-CPU_STEPS: dict[str, Step] = {
-    "allocator": keep_memory,
-    "channels_last": use_channels_last,
-    "freeze": freeze,
-    "optimize_for_inference": optimize_for_inference,
-}
-CUDA_STEPS: dict[str, Step] = {
-    "allocator": keep_memory,
-    "channels_last": use_channels_last,
-    "freeze": freeze,
-    "cuda_graphs": use_graphs,
-}
-
-
-def take(engine: Engine, name: str, step: Step) -> Engine:
-    """The engine after one step; as it was where the step fails, changes the goldens' answers or does not pay."""
-    try:
-        candidate = step(engine)
-        dropped = golden_difference(candidate)
-        same = candidate.module is engine.module and candidate.lanes is engine.lanes
-        if not dropped and not same and (share := time_share(engine, candidate)) > PAYS:
-            dropped = f"takes {share:.2f} times as long"
-    except RuntimeError as error:
-        dropped = last_line(error)
-    steps = {**engine.steps, name: f"dropped: {dropped}" if dropped else TAKEN}
-    return replace(engine if dropped else candidate, steps=steps)
-
-
-def follow(engine: Engine, plan: Plan, steps: dict[str, Step]) -> Engine:
-    """The engine after the steps that the plan took."""
-    for name, step in steps.items():
-        if plan.steps[name] == TAKEN:
-            engine = step(engine)
-    if difference := golden_difference(engine):
-        raise ArtifactError(engine.artifact.path, "its goldens' answers after the steps taken before", difference)
-    engine.sharing.useful.update({int(n): threads for n, threads in plan.threads.items()})
-    return replace(engine, batch_size=plan.batch_size, steps=plan.steps)
-
-
-def time_share(before: Engine, after: Engine) -> float:
-    """The time of `after` as a share of that of `before`, with all passes under way: one image or a typical batch each.
-
-    The geometric mean of the two.
-    """
-    share = 1.0
-    with ThreadPoolExecutor(before.passes) as pool:
-        for n in sorted({1, min(TYPICAL_BATCH, before.max_batch_size)}):
-            was, now = race(partial(at_once, pool, before, n), partial(at_once, pool, after, n))
-            share *= now / was
-    return float(share**0.5)
-
-
-def race(*runners: Callable[[], object]) -> list[float]:
-    """The shortest of several runs of each runner, in seconds; they take turns, for other work comes and goes."""
-    for runner in runners:
-        runner()
-    best = [math.inf] * len(runners)
-    started, rounds = perf_counter(), 0
-    while rounds < TRIAL_ROUNDS or perf_counter() - started < TRIAL_SECONDS:
-        rounds += 1
-        for index, runner in enumerate(runners):
-            begun = perf_counter()
-            runner()
-            best[index] = min(best[index], perf_counter() - begun)
-    return best
-
-
-def share_cores(engine: Engine) -> None:
-    """Find how many threads pay for one image and for a typical batch; of a few more little is gained."""
-    sharing = engine.sharing
-    choices = [1 << power for power in range(sharing.available.bit_length())]
-    for n in sorted({1, min(TYPICAL_BATCH, engine.max_batch_size)}):
-        rows = torch.stack(sample(engine, n))
-        seconds = race(*(partial(on_threads, threads, engine, rows) for threads in choices))
-        enough = MORE_THREADS * min(seconds)
-        sharing.useful[n] = next(t for t, time in zip(choices, seconds, strict=True) if time <= enough)
-    engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
-
-
-def limit_batches(engine: Engine) -> Engine:
-    """Find the batch size from which on images only wait for each other, with all passes under way.
-
-    Sizes whose pass takes longer than `LONGEST_PASS_S` are not tried: whoever comes meanwhile waits for it.
-    """
-    rates: dict[int, float] = {}
-    with ThreadPoolExecutor(engine.passes) as pool:
-        for n in [n for n in buckets(engine.max_batch_size) if n >= LEAST_LIMIT] or [engine.max_batch_size]:
-            (seconds,) = race(partial(at_once, pool, engine, n))
-            if rates and seconds > LONGEST_PASS_S:
-                break
-            rates[n] = n / seconds
-    size = next(n for n, rate in rates.items() if rate * LARGER_PAYS >= max(rates.values()))
-    told = f"{size}; more at once make none faster" if size < engine.max_batch_size else str(size)
-    return replace(engine, batch_size=size, steps={**engine.steps, "batch_size": told})
-
-
-def at_once(pool: Executor, engine: Engine, n: int) -> list[Tensor]:
-    """As many passes of `n` images as there may be."""
-    return list(pool.map(engine.predict, [sample(engine, n)] * engine.passes))
-
-
-def on_threads(threads: int, engine: Engine, rows: Tensor) -> Tensor:
-    """One pass on so many threads."""
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        return engine.forward(rows)
 
 
 def sample(engine: Engine, n: int) -> list[Tensor]:
@@ -472,10 +207,9 @@ def check_pixels(engine: Engine) -> None:
 
 def golden_difference(engine: Engine) -> str | None:
     """How the engine's answers to the goldens differ from the stored ones, if they do."""
-    goldens = engine.artifact.goldens
-    most = engine.max_batch_size
-    rows = goldens.pixels.permute(0, 2, 3, 1).contiguous()
-    found = torch.cat([engine.predict(list(rows[start : start + most])) for start in range(0, len(rows), most)])
+    goldens, most = engine.artifact.goldens, engine.max_batch_size
+    rows = list(goldens.pixels.permute(0, 2, 3, 1).contiguous())
+    found = torch.cat([engine.predict(rows[start : start + most]) for start in range(0, len(rows), most)])
     return disagreement(goldens.probabilities, found, tolerance(engine.device, engine.dtype))
 
 
@@ -484,9 +218,3 @@ def tolerance(device: torch.device, dtype: str) -> float:
     if dtype != "fp32":
         return LOW_PRECISION_TOLERANCE
     return CUDA_TOLERANCE if device.type == "cuda" else TOLERANCE
-
-
-def warm(engine: Engine) -> None:
-    """Run each bucket, so that the kernels for its size are chosen before the first request."""
-    for n in buckets(engine.max_batch_size):
-        engine.predict(sample(engine, n))

@@ -56,7 +56,7 @@ class Worker(litserve.LitAPI):
         # An idle OpenMP thread must not spin on a core that others can use; libgomp reads this when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
-        from models import artifact, engine
+        from models import artifact, engine, optimisation
 
         plan = engine.Plan(**self.plan) if self.plan else None
         settings = self.settings
@@ -69,7 +69,7 @@ class Worker(litserve.LitAPI):
                     f"the file that this service began with (digest {self.manifest.digest[:12]})",
                     f"another (digest {loaded.manifest.digest[:12]}); restart the service to serve that",
                 )
-            self.engine = engine.prepare(
+            self.engine = optimisation.prepare(
                 loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan, settings.nvjpeg
             )
         except (ArtifactError, DeviceError) as error:

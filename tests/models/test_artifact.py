@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import archive, artifact, engine
+from models import archive, artifact, optimisation
 from models import manifest as manifests
 from models.architectures import ARCHITECTURES, classifier
 from models.classifier import Classifier
@@ -233,7 +233,7 @@ def test_a_file_that_was_changed_and_sealed_again_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     path = rewritten(saved, tmp_path / "model.pt", change)
     with pytest.raises(ArtifactError) as refused:
-        engine.prepare(artifact.load(path), torch.device("cpu"))
+        optimisation.prepare(artifact.load(path), torch.device("cpu"))
 
     assert str(refused.value).startswith(f"{path}: ")
     assert found in str(refused.value)

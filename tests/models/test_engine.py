@@ -1,15 +1,10 @@
-"""The engine: the goldens decide, and the clock; nothing that makes it fast touches any answer."""
+"""The engine: every image gets its own answer, however many come at once, on cores that are shared."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import pytest
 import torch
@@ -20,53 +15,13 @@ from torch import Tensor
 from models import artifact, engine
 from models.classifier import Classifier
 from models.decode import decode
-from models.engine import CPU_STEPS, Engine, Sharing
-from models.errors import ArtifactError, DeviceError, ImageError
+from models.engine import Engine, Sharing
+from models.errors import DeviceError, ImageError
 from models.simple_cnn import SimpleCNN
 from tests import artifacts
 from tests.pictures import noise
 
 CPU = torch.device("cpu")
-HOUSE = Path(__file__).parents[2]
-FAILING = """
-import sys
-from pathlib import Path
-import torch
-from models import artifact, engine
-
-loaded = artifact.load(Path(sys.argv[1]))
-tried = engine.Engine(loaded, torch.device("cpu"), "fp32", 6, 6, loaded.module, engine.Sharing(1))
-with torch.inference_mode():
-    for name in sys.argv[2:]:
-        tried = engine.CPU_STEPS[name](tried)
-    for _ in range(20):
-        try:
-            tried.forward(torch.zeros((1, 32, 32, 3), dtype=torch.uint8).expand(1 << 40, -1, -1, -1))
-        except RuntimeError as error:
-            print("in logits" in str(error), "can't allocate memory" in str(error))
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(saved: Path) -> Engine:
-    return engine.prepare(artifact.load(saved), CPU, max_batch_size=6)
-
-
-@pytest.fixture
-def plain(saved: Path) -> Engine:
-    """An engine that no step was taken on."""
-    loaded = artifact.load(saved)
-    for weight in loaded.module.parameters():
-        weight.requires_grad_(False)
-    return Engine(loaded, CPU, "fp32", 6, 6, loaded.module, Sharing(1))
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives this thread its number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(n: int, seed: int = 0) -> list[Tensor]:
@@ -75,28 +30,17 @@ def rows(n: int, seed: int = 0) -> list[Tensor]:
     return list(torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=drawn))
 
 
-def golden_rows(source: Engine) -> list[Tensor]:
-    return list(source.artifact.goldens.pixels.permute(0, 2, 3, 1))
-
-
 def alone(source: Engine, images: list[Tensor]) -> Tensor:
     """Each image's probabilities in a pass of its own."""
     return torch.cat([source.predict([image]) for image in images])
 
 
-def with_module(change: Callable[[Any], Callable[[Tensor], Tensor]]) -> engine.Step:
-    """A step that puts another function in the module's place."""
-    return lambda before: replace(before, module=change(before.module))
-
-
-def inverted(module: Any) -> Callable[[Tensor], Tensor]:
-    """Answers as for the negative."""
-    return lambda pixels: module(255 - pixels)
-
-
-def laboured(module: Any) -> Callable[[Tensor], Tensor]:
-    """The same answers in several times the time."""
-    return lambda pixels: [module(pixels) for _ in range(4)][-1]
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Gives this thread its number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
@@ -123,23 +67,6 @@ def test_passes_on_several_threads_at_once_give_each_its_own_answers(prepared: E
         torch.testing.assert_close(before, now, atol=1e-5, rtol=0)
 
 
-def test_each_step_on_the_cpu_is_taken_or_said_why_not(prepared: Engine) -> None:
-    assert {*CPU_STEPS, "threads", "batch_size"} == set(prepared.steps)
-    assert all(prepared.steps[name].startswith(("taken", "dropped: takes ")) for name in CPU_STEPS)
-    assert "from batch size 1" in prepared.steps["threads"]
-
-
-def test_another_process_follows_the_plan_and_answers_the_same(
-    prepared: Engine, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = engine.Plan(**json.loads(json.dumps(asdict(prepared.plan))))
-    monkeypatch.setattr(engine, "race", None)  # nothing is timed again
-    again = engine.prepare(artifact.load(saved), CPU, max_batch_size=6, plan=plan)
-
-    assert plan == again.plan
-    torch.testing.assert_close(prepared.predict(engine.sample(prepared, 3)), again.predict(engine.sample(again, 3)))
-
-
 def test_want_of_memory_is_told_from_other_failures(plain: Engine) -> None:
     for message, kind in (("CUDA out of memory. Tried", MemoryError), ("shapes do not fit", RuntimeError)):
 
@@ -148,80 +75,6 @@ def test_want_of_memory_is_told_from_other_failures(plain: Engine) -> None:
 
         with pytest.raises(kind, match=message[:10]):
             replace(plain, module=fail).predict(engine.sample(plain, 1))
-
-
-def test_a_step_that_pays_is_taken(plain: Engine) -> None:
-    fast = engine.take(with_module(laboured)(plain), "fast", lambda _: plain)
-
-    assert "taken" == fast.steps["fast"]
-    assert fast.module is plain.module
-
-
-def test_a_step_that_does_not_pay_is_dropped_and_said_so(plain: Engine) -> None:
-    after = engine.take(plain, "labour", with_module(laboured))
-
-    factor = after.steps["labour"].removeprefix("dropped: takes ").removesuffix(" times as long")
-    assert float(factor) > 2
-    assert after.module is plain.module
-
-
-def test_a_step_that_changes_the_goldens_answers_is_dropped_and_said_so(plain: Engine) -> None:
-    after = engine.take(plain, "spoil", with_module(inverted))
-
-    assert after.steps["spoil"].startswith("dropped: a probability off by")
-    assert after.module is plain.module
-
-
-def test_a_step_that_fails_is_dropped_with_its_message(plain: Engine) -> None:
-    def fail(_: Engine) -> Engine:
-        raise RuntimeError("a long way down\nno such kernel")
-
-    after = engine.take(plain, "fail", fail)
-
-    assert {"fail": "dropped: no such kernel"} == after.steps
-    assert after.module is plain.module
-
-
-def test_a_step_after_which_the_model_fails_is_dropped_with_its_message(plain: Engine) -> None:
-    after = engine.take(plain, "cut", with_module(lambda module: lambda pixels: module(pixels[:, :, 1:])))
-
-    assert after.steps["cut"].startswith("dropped: builtins.ValueError: pixels must have the shape (N, 3, 32, 32)")
-    assert after.module is plain.module
-
-
-def test_a_dropped_step_leaves_those_before_it_and_their_record(plain: Engine) -> None:
-    frozen = engine.freeze(plain)
-    after = engine.take(replace(frozen, steps={"freeze": "taken"}), "spoil", with_module(inverted))
-
-    assert ["freeze", "spoil"] == list(after.steps)
-    assert after.module is frozen.module
-    assert {} == plain.steps
-
-
-@pytest.mark.parametrize("name", CPU_STEPS)
-def test_a_step_that_is_dropped_leaves_the_engine_as_it_was(plain: Engine, name: str) -> None:
-    images, strides = rows(4), [weight.stride() for weight in plain.module.parameters()]
-    before = plain.predict(images)
-    after = engine.take(plain, name, lambda given: with_module(inverted)(CPU_STEPS[name](given)))
-
-    assert after.steps[name].startswith("dropped: a probability off by")
-    assert torch.equal(before, after.predict(images))
-    assert strides == [weight.stride() for weight in after.module.parameters()]
-
-
-@pytest.mark.parametrize("name", CPU_STEPS)
-def test_a_step_alone_does_not_change_the_answers(plain: Engine, name: str) -> None:
-    images = rows(6)
-
-    torch.testing.assert_close(plain.predict(images), CPU_STEPS[name](plain).predict(images), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("names", [[], ["freeze"], ["optimize_for_inference"], list(CPU_STEPS)], ids="+".join)
-def test_an_operator_that_fails_raises_after_any_steps(saved: Path, names: list[str]) -> None:
-    command = [sys.executable, "-c", FAILING, str(saved), *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HOUSE)
-
-    assert (0, "True True\n" * 20) == (done.returncode, done.stdout), done.stderr
 
 
 @given(st.integers(1, 16), st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(1, 16), st.integers(1, 16))
@@ -250,69 +103,10 @@ def test_a_pass_that_has_ended_or_failed_leaves_its_cores_to_the_next() -> None:
         assert 4 == torch.get_num_threads()
 
 
-def test_workers_share_the_cores_and_each_has_one_at_least(saved: Path) -> None:
-    loaded = artifact.load(saved)
-    counts = [engine.prepare(loaded, CPU, max_batch_size=1, workers=workers).cores for workers in (1, 1000)]
-
-    assert counts[0] >= counts[1] == 1
-
-
 def test_passes_at_once_are_bounded_by_the_cores(prepared: Engine) -> None:
     bounds = [replace(prepared, sharing=Sharing(cores)).passes for cores in (1, 2, 3, 64)]
 
     assert [1, 2, 3, engine.CPU_PASSES] == bounds
-
-
-@pytest.mark.parametrize(
-    ("milliseconds", "pays"),
-    [
-        (lambda n: 20, 6),
-        (lambda n: 10 * n, 4),
-    ],
-    ids=["a pass takes as long for any number of images", "each image takes its time"],
-)
-def test_batches_grow_only_while_that_pays(plain: Engine, milliseconds: Callable[[int], int], pays: int) -> None:
-    def laborious(pixels: Tensor) -> Tensor:
-        end = perf_counter() + milliseconds(len(pixels)) / 1000
-        while perf_counter() < end:
-            pass
-        return torch.zeros((len(pixels), 10))
-
-    limited = engine.limit_batches(replace(plain, module=laborious))
-
-    assert pays == limited.batch_size
-    assert limited.steps["batch_size"].startswith(str(pays))
-    assert plain.max_batch_size == limited.max_batch_size
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_lower_precision_answers_the_goldens_within_its_tolerance(saved: Path, dtype: str) -> None:
-    lower = engine.prepare(artifact.load(saved), CPU, dtype, max_batch_size=2)
-    found = alone(lower, golden_rows(lower))
-    expected = lower.artifact.goldens.probabilities
-
-    assert torch.float32 == found.dtype
-    assert torch.equal(expected.argmax(1), found.argmax(1))
-    torch.testing.assert_close(expected, found, atol=engine.LOW_PRECISION_TOLERANCE, rtol=0)
-
-
-def test_wrong_golden_answers_stop_the_start(saved: Path) -> None:
-    loaded = artifact.load(saved)
-    wrong = replace(loaded, goldens=replace(loaded.goldens, probabilities=loaded.goldens.probabilities.roll(1, 0)))
-
-    with pytest.raises(ArtifactError, match="its goldens' answers on cpu in fp32"):
-        engine.prepare(wrong, CPU)
-
-
-def test_wrong_golden_pixels_stop_the_start(saved: Path) -> None:
-    loaded = artifact.load(saved)
-    shifted = loaded.goldens.pixels.clone()
-    shifted[0] ^= 1
-    wrong = replace(loaded, goldens=replace(loaded.goldens, pixels=shifted))
-
-    with pytest.raises(ArtifactError, match="golden 0's pixels within 0 levels, found 1 levels off"):
-        engine.prepare(wrong, CPU)
 
 
 @pytest.mark.parametrize("as_view", [bytes, memoryview])

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import artifact, engine
-from models.engine import CUDA_STEPS, CUDA_TOLERANCE, Engine
+from models import artifact, optimisation
+from models.engine import CUDA_TOLERANCE, Engine
 from models.lanes import LANES, Lanes, bucket, buckets
+from models.optimisation import CUDA_STEPS
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 MOST = 6
@@ -58,7 +59,7 @@ def test_torch_copies_many_rows_in_one_call_and_refuses_those_of_another_size() 
 
 @pytest.fixture(scope="module")
 def gpu(saved: Path) -> Engine:
-    return engine.prepare(artifact.load(saved), torch.device("cuda:0"), max_batch_size=MOST)
+    return optimisation.prepare(artifact.load(saved), torch.device("cuda:0"), max_batch_size=MOST)
 
 
 @pytest.fixture(scope="module")

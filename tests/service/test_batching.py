@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models import artifact, engine
+from models import artifact, optimisation
 from models.formats import FORMATS, MAX_PIXELS
 from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Decoded, Failure, Pipeline
@@ -26,7 +26,7 @@ SIDE = int(LARGE_PIXELS**0.5) + 1
 @pytest.fixture
 def pipeline(model: Path) -> Pipeline:
     """One that nobody has started, on the CPU."""
-    prepared = engine.prepare(artifact.load(model), torch.device("cpu"), max_batch_size=4)
+    prepared = optimisation.prepare(artifact.load(model), torch.device("cpu"), max_batch_size=4)
     settings = Settings(model=model, _cli_parse_args=[])  # type: ignore[call-arg]
     metrics = Metrics(prepared.artifact.manifest.classes)
     return Pipeline(prepared, Transport(1, 1, 1 << 20), settings, metrics)
