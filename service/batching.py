@@ -42,6 +42,7 @@ from service.transport import CANARY, Answer, Item, Transport
 
 BEAT_S = 0.25
 LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most on an idle machine, or a pass; beyond it a thread hangs
+FROZEN_S = 1.0  # without a beat: no thread of this process ran, as when a container is paused
 PASSES = 20  # how many passes of a slow model that must at least be
 
 Ranking = list[tuple[int, float]]  # (class index, probability), highest first
@@ -111,9 +112,13 @@ class Pipeline:
     def beat(self) -> None:
         """Show on the board that this process lives; end it when one of its threads hangs."""
         longest = self.patience
-        while monotonic() - min(list(self.busy_since.values()), default=inf) < longest:
+        now = awake_since = monotonic()
+        while now - max(awake_since, min(list(self.busy_since.values()), default=inf)) < longest:
             self.transport.beat(self.worker)
             sleep(BEAT_S)
+            before, now = now, monotonic()
+            if now - before > FROZEN_S:
+                awake_since = now
         logger.critical("the worker hangs", extra={"seconds": longest})
         os._exit(1)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.classifier import Classifier
+from service.batching import LONGEST_STEP_S
 from service.channel import STALE_AFTER_S
 from tests import artifacts, running
 from tests.costly import chunk, header
@@ -42,6 +43,17 @@ class Burdened(nn.Module):
             raise RuntimeError("out of memory")
         while bool((brightness >= 0.999).any()):
             brightness = brightness + 1
+        return torch.stack([brightness * 20, -brightness * 20], 1)
+
+
+class Thorough(nn.Module):
+    """Takes seconds for a white picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        brightness = x.flatten(1).mean(1)
+        if bool((brightness >= 0.999).any()):
+            for _ in range(1_000_000):
+                brightness = brightness + 1e-9
         return torch.stack([brightness * 20, -brightness * 20], 1)
 
 
@@ -139,6 +151,24 @@ def test_a_service_that_was_paused_as_a_whole_goes_on_with_the_same_worker(model
 
         assert 200 == service.post(noise()).status_code
         wait_for_health(service, 200)
+        assert before == worker_of(service)
+        assert 0 == service.sample("darkroom_worker_restarts_total")
+
+
+def test_a_service_that_was_paused_within_a_pass_goes_on_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    model = Classifier(Thorough(), input_size=32, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    artifacts.save(path, model=model, classes=("bright", "dark"))
+    with serving(path) as service, ThreadPoolExecutor(1) as pool:
+        before = worker_of(service)
+        reply = pool.submit(service.post, WHITE)
+        wait_until_in_flight(service, 1)
+        os.killpg(service.process.pid, signal.SIGSTOP)
+        with pytest.raises(requests.Timeout):
+            requests.get(service.url + "/livez", timeout=LONGEST_STEP_S + 1)
+        os.killpg(service.process.pid, signal.SIGCONT)
+
+        assert 200 == reply.result().status_code
         assert before == worker_of(service)
         assert 0 == service.sample("darkroom_worker_restarts_total")
 
