@@ -6,6 +6,7 @@ another one, so that whatever else the machine does meets all of them.
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import groupby
@@ -21,6 +22,7 @@ from benchmarks.servers import Contender, Server
 from benchmarks.workloads import Workload, prepare
 
 IDLE_S = 3.0
+QUIET_S = 1.0  # for passes whose clients left when the load ended
 ANSWERS = 2  # a load lasts until each connection has this many answers, at most `LONGEST` times as long as planned
 LONGEST = 4
 FEW = (1, 64)  # connections of servers that stand for a limit or a beginning
@@ -65,6 +67,7 @@ def alone(contender: Contender, workload: Workload, plan: Plan) -> Row:
     """Idle CPU, and memory before and after requests, with no other server there that shares pages."""
     with servers.running(contender, workload.model, workload.body, dtype=plan.dtype, device=plan.device) as server:
         server.load(workload.body, connections=64, seconds=servers.WARM_S)
+        time.sleep(QUIET_S)
         before, idle = server.memory(), server.idle_percent(min(IDLE_S, plan.seconds))
         asked = server.load(workload.body, connections=64, seconds=2 * plan.seconds).requests
         after = server.memory()
