@@ -8,6 +8,7 @@ run, so that checking costs the server's cores nothing while it is measured.
 """
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -141,13 +142,19 @@ class Connection(asyncio.Protocol):
         except OSError:
             return True
 
+    def eof_received(self) -> None:
+        """The server has closed it; if the request crossed that, its system sent a reset, which is told here alone."""
+        if self.exchange is not None:
+            told = self.link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self.exchange.unread = told in (errno.EPIPE, errno.ECONNRESET)
+
     def connection_lost(self, error: Exception | None) -> None:
         self.run.alive.discard(self)
         if self in self.run.free:
             self.run.free.remove(self)
         if self.exchange is not None:
             self.run.open -= 1
-            self.exchange.unread = isinstance(error, ConnectionError)
+            self.exchange.unread |= isinstance(error, ConnectionError)
         self.run.replace()
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import select
 import socket
 import subprocess
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import load
-from benchmarks.load import Act, Image, schedule
+from benchmarks.load import Act, Connection, Image, schedule
 from benchmarks.outcomes import REQUEST_ID, Report
 
 BODY = b"picture"
@@ -125,6 +126,22 @@ def test_a_request_that_the_server_did_not_read_before_it_closed_is_not_lost() -
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
         report = load.run(url, [Image(BODY)], rate=1, seconds=1, connections=1).report
         thread.join(10)
+
+    assert (1, 0, 0, 1) == (report.sent, report.accepted, report.lost, report.unread)
+
+
+def test_a_request_that_crosses_the_servers_close_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def close_just_after(connection: Connection) -> bool:
+            """Look, then let the server close it."""
+            listener.accept()[0].close()
+            select.select([connection.link], [], [], 10)
+            return False
+
+        monkeypatch.setattr(Connection, "closed", close_just_after)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
+        report = load.run(url, [Image(BODY)], rate=1, seconds=1, connections=1).report
 
     assert (1, 0, 0, 1) == (report.sent, report.accepted, report.lost, report.unread)
 
