@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from models.errors import ArtifactError
-from training.command_line import Evaluate, Export, Train, parse
+from training.command_line import Check, Compare, Evaluate, Export, Resume, Train, parse
 from training.errors import TrainingError
 
 
@@ -20,12 +20,20 @@ def main(arguments: Sequence[str]) -> int:
         from training import commands
 
         match order:
-            case Train():
+            case Train(seeds=1):
                 commands.train(order)
+            case Train():
+                commands.train_seeds(order)
             case Evaluate():
                 commands.evaluate(order)
             case Export():
                 commands.export(order)
+            case Resume():
+                commands.resume(order)
+            case Compare():
+                commands.compare(order)
+            case Check():
+                return 1 if commands.check(order) else 0
     except (TrainingError, ArtifactError) as error:
         return fail(error, getattr(error, "exit_code", 2))
     except BrokenPipeError:  # who read the output has gone, as `| head` does; what is left of it goes nowhere

@@ -5,10 +5,10 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
-from pydantic_settings import CliSettingsSource
+from pydantic_settings import CliPositionalArg, CliSettingsSource
 
 from models.manifest import Name
 from training.errors import TrainingError
@@ -38,6 +38,12 @@ class Train(Recipe, Data):
         "a folder finetune with --weights and scratch without)",
     )
     out: Path = Field(Path("artifacts/model.pt"), description="the artifact")
+    seeds: int = Field(
+        1,
+        ge=1,
+        description="train so often, with --seed and those after it: mean and spread; the best is published",
+    )
+    skip_bad: bool = Field(False, description="leave unreadable pictures out, listed in RUN/quarantine.csv")
     run: Path | None = Field(None, description="folder for checkpoints/ and reports/ (else runs/NAME-TIME)")
 
 
@@ -62,7 +68,35 @@ class Export(Flags):
     input_size: InputSize = None
 
 
-COMMANDS: Mapping[str, type[Flags]] = {"train": Train, "evaluate": Evaluate, "export": Export}
+class Resume(Flags):
+    """Go on with a run that was stopped or killed, to the same result as if it had not been."""
+
+    run: CliPositionalArg[Path] = Field(description="the run's folder, as runs/NAME-TIME")
+
+
+class Compare(Flags):
+    """Hold a run against another: accuracy with its interval, recipe, classes."""
+
+    first: CliPositionalArg[Path] = Field(description="a finished run's folder")
+    second: CliPositionalArg[Path] = Field(description="the folder of the run that is held against it")
+
+
+class Check(Flags):
+    """Look at every picture of a folder and tell what would spoil training: exit code 1 if there is something."""
+
+    folder: CliPositionalArg[Path] = Field(description="a folder in ImageFolder layout")
+    list: Path | None = Field(None, description="CSV file for all that is found; 10 of a kind are shown")
+    workers: Annotated[int | None, Field(ge=1, description="threads that decode (else one a core, at most 8)")] = None
+
+
+COMMANDS: Mapping[str, type[Flags]] = {
+    "train": Train,
+    "resume": Resume,
+    "check": Check,
+    "compare": Compare,
+    "evaluate": Evaluate,
+    "export": Export,
+}
 DESCRIPTION = "An image folder goes in, one file comes out that can be served.\n\n" + "\n".join(
     [f"  {name:9} {kind.__doc__}" for name, kind in COMMANDS.items()]
     + [f"\n{PROGRAM} COMMAND --help tells a command's flags. Without a command it trains."]
@@ -72,6 +106,9 @@ EXAMPLES = f"""examples:
   {PROGRAM} --data cifar10 --data-dir ~/data            the tutorials' network on CIFAR-10
   {PROGRAM} --data photos/ --arch resnet18 --weights DEFAULT --out artifacts/photos.pt
   {PROGRAM} --data photos/ --epochs 50 --lr 2e-3        from scratch, some values changed
+  {PROGRAM} resume runs/photos-20260101-120000          go on with a run that was killed
+  {PROGRAM} check photos/                               what is wrong with a folder, before training on it
+  {PROGRAM} compare runs/first runs/second              what differs, and whether by more than chance
   {PROGRAM} evaluate --model artifacts/model.pt --data photos/
   {PROGRAM} export --arch squeezenet1_0 --weights squeezenet.pth --classes imagenet.txt --out imagenet.pt"""
 PRESETS_TOLD = "\n\npresets (what each changes of the defaults above):\n" + "\n".join(

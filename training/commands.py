@@ -1,30 +1,38 @@
-"""The three commands: what each puts together, in order."""
+"""The commands: what each puts together, in order."""
 
+import csv
 import json
 import os
+import shutil
+import signal
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from models import archive, artifact
-from models.classifier import Classifier
+from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Architecture
-from training import cifar10, data, loop, report, shapes10, weights
-from training.command_line import Data, Evaluate, Export, Train
+from training import checkpoint, cifar10, comparison, folder, inspection, loop, report, shapes10, weights
+from training.command_line import PROGRAM, Check, Compare, Data, Evaluate, Export, Resume, Train
 from training.data import Images, Source
 from training.errors import TrainingError
-from training.loop import Epoch
+from training.findings import KINDS, Finding
 from training.measurement import BATCH, answers, confusion, measure
 from training.pixels import Prepared, prepare
 from training.recipe import Recipe
 from training.terminal import bar, interruptible, say
 
 
-def train(order: Train) -> None:
-    """Train a classifier and publish its artifact; KeyboardInterrupt before the first epoch ended, nothing written."""
+def train(order: Train, saved: Mapping[str, Any] | None = None) -> None:
+    """Train a classifier, from the start or from what a checkpoint `saved`, and publish its artifact.
+
+    KeyboardInterrupt before the first epoch ended, nothing written. After SIGTERM there is a checkpoint, no artifact.
+    """
     check_target(order.out)
     if order.run is not None and (order.run.exists() and not order.run.is_dir()):
         raise TrainingError(f"--run {order.run} is a file; name a folder")
@@ -33,13 +41,96 @@ def train(order: Train) -> None:
     source = load(order).validated(order.val, order.seed)
     name = order.name or source.name
     run = order.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    classifier = weights.build(order, len(source.classes))
-    prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run)
-    say(report.plan(source, order, where))
+    if not saved and (run / "checkpoints" / checkpoint.LAST).exists():
+        raise TrainingError(f"--run {run} holds a run: name another folder, or go on with it: {PROGRAM} resume {run}")
+    order = order.model_copy(update={"run": run, "name": name})
+    with checkpoint.alone(run):
+        classifier = weights.build(order, len(source.classes))
+        prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run, order.skip_bad)
+        say(report.plan(source.name, len(source.classes), prepared, order, where))
+        training = loop.Training(classifier, order, where, len(prepared.splits["train"].labels))
+        if saved:
+            if saved["data"] != prepared.fingerprint:
+                raise TrainingError(f"the pictures of {order.data} are not those that the run in {run} began with")
+            training.load_state_dict(saved["training"])
+            say(report.resumed(training.place))
+        if fit(training, prepared, order):
+            publish(training, prepared, source, order)
+        else:
+            say(report.suspended(training, run))
 
-    started = time.perf_counter()
-    history, kept = fit(classifier, prepared, order, where, run / "checkpoints" / "best.pt")
-    seconds = time.perf_counter() - started
+
+def train_seeds(order: Train) -> None:
+    """Train once for each of several seeds, tell mean and spread, and publish the best on validation images."""
+    check_target(order.out)
+    run = order.run or Path("runs") / f"{order.name or Path(order.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    parts = [
+        order.model_copy(update={"seed": seed, "run": folder, "out": folder / "model.pt", "seeds": 1})
+        for seed in range(order.seed, order.seed + order.seeds)
+        for folder in [run / f"seed-{seed}"]
+    ]
+    for part in parts:
+        say(f"\nseed {part.seed}")
+        train(part)
+    documents = [comparison.read(run / f"seed-{part.seed}") for part in parts]
+    say(report.spread(documents))
+    best = max(zip(documents, parts, strict=True), key=lambda pair: comparison.rank(pair[0]))[1]
+    with archive.replacing(order.out) as temporary:
+        shutil.copyfile(best.out, temporary)
+    say(report.published(order.out, manifests.read(order.out), f"          that of seed {best.seed}"))
+
+
+def resume(order: Resume) -> None:
+    """Go on with a run that was stopped or killed, as it would have."""
+    saved = checkpoint.load(order.run / "checkpoints")
+    train(Train(**saved["order"]).model_copy(update={"run": order.run}), saved)
+
+
+def fit(training: loop.Training, prepared: Prepared, order: Train) -> bool:
+    """Train until the recipe or a signal ends it, and bring the best weights back; False where all is to be left so."""
+    assert order.run
+    folder = order.run / "checkpoints"
+    checkpoints = checkpoint.Checkpoints(folder)
+    train, validation = prepared.splits["train"], prepared.splits.get("val")
+    images = order.epochs * len(train.labels)
+    done = (training.place.epoch - 1) * len(train.labels) + training.place.seen
+    given = order.model_dump(mode="json", exclude={"recipe", "run"}, exclude_unset=True)
+
+    def save() -> None:
+        checkpoints.save({"order": given, "data": prepared.fingerprint, "training": training.state_dict()})
+
+    with interruptible() as asked, bar(images, "training", initial=done) as progress:
+
+        def stopped() -> bool:
+            if checkpoints.due(mid_epoch=True):
+                save()
+            return asked() is not None
+
+        if training.kept:  # what a killed run wrote after its last checkpoint is not known here
+            weights.save_checkpoint(folder / "best.pt", training.best, training.kept)
+        for epoch in loop.fit(training, train, validation, stopped, progress):
+            say(report.epoch(epoch, order.epochs))
+            if epoch.number == training.kept:
+                weights.save_checkpoint(folder / "best.pt", training.best, training.kept)
+            if checkpoints.due(mid_epoch=False):
+                save()
+        if training.history or asked() == signal.SIGTERM:
+            save()
+    if asked() == signal.SIGTERM:
+        return False
+    if not training.history:
+        raise KeyboardInterrupt
+    training.classifier.network.load_state_dict(training.best)
+    return True
+
+
+def publish(training: loop.Training, prepared: Prepared, source: Source, order: Train) -> None:
+    """Measure the classifier, write its artifact and the run's reports."""
+    assert order.run
+    assert order.name
+    run, name, where, history, kept = order.run, order.name, training.device, training.history, training.kept
+    classifier = training.classifier
+    seconds = sum(epoch.seconds for epoch in history)
     say(report.trained(history, kept, order, seconds))
 
     figures = measure(classifier, prepared.splits, where)
@@ -64,7 +155,7 @@ def train(order: Train) -> None:
         data_fingerprint=prepared.fingerprint,
         metrics=figures.metrics,
     )
-    sizes = {name: len(images) for name, images in source.splits.items()}
+    sizes = {name: len(split.labels) for name, split in prepared.splits.items()}
     document = {
         "artifact": {"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
         "data": {"name": source.name, "fingerprint": prepared.fingerprint, "images": sizes},
@@ -80,25 +171,6 @@ def train(order: Train) -> None:
     if order.data == "shapes10" and report.write_sample(sample := order.out.parent / "sample.png", source, figures):
         more.append(f"sample    {sample}")
     say(report.published(order.out, manifest, *more))
-
-
-def fit(
-    classifier: Classifier, prepared: Prepared, recipe: Recipe, where: torch.device, best: Path
-) -> tuple[list[Epoch], int]:
-    """Train until the recipe or Ctrl-C ends it: all epochs, and the number of the one kept, in the file `best`."""
-    train, validation = prepared.splits["train"], prepared.splits.get("val")
-    history, kept = list[Epoch](), 0
-    with interruptible() as stopped, bar(recipe.epochs * len(train.labels), "training") as progress:
-        for epoch, better in loop.fit(classifier, train, validation, recipe, where, stopped, progress):
-            history.append(epoch)
-            say(report.epoch(epoch, recipe.epochs))
-            if better:
-                kept = epoch.number
-                weights.save_checkpoint(best, classifier, kept)
-    if not history:
-        raise KeyboardInterrupt
-    classifier.network.load_state_dict(weights.from_file(best))
-    return history, kept
 
 
 def evaluate(order: Evaluate) -> None:
@@ -123,6 +195,32 @@ def evaluate(order: Evaluate) -> None:
     split = prepare(Source(source.name, manifest.classes, {name: images}), *sizes).splits[name]
     matrix = confusion(answers(model.module, split, where).argmax(1), split.labels, len(manifest.classes))
     say(report.evaluated(manifest, source, "all" if unseen and name == "train" else name, matrix))
+
+
+def check(order: Check) -> bool:
+    """Tell what is wrong with a folder of pictures; whether that is more than notes."""
+    layout = folder.survey(order.folder.expanduser())
+    facts = inspection.inspect(layout, order.workers or min(8, os.cpu_count() or 1))
+    findings = [*layout.findings, *(finding for fact in facts for finding in fact.findings), *inspection.compare(facts)]
+    findings.sort(key=lambda finding: list(KINDS).index(finding.kind))
+    say(report.checked(layout, findings))
+    if order.list:
+        write_list(order.list, findings)
+    return any(finding.level != "note" for finding in findings)
+
+
+def compare(order: Compare) -> None:
+    """Print what differs between two runs."""
+    runs = order.first, order.second
+    say(comparison.told((runs[0].name, runs[1].name), *map(comparison.read, runs)))
+
+
+def write_list(path: Path, findings: Sequence[Finding]) -> None:
+    """Every finding as a line of CSV."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("level", "kind", "where", "detail"))
+        rows.writerows((finding.level, *finding) for finding in findings)
 
 
 def export(order: Export) -> None:
@@ -152,7 +250,7 @@ def load(order: Data) -> Source:
         return Source("shapes10", shapes10.CLASSES, {split: Images(*arrays) for split, arrays in drawn.items()})
     if order.data == "cifar10":
         return cifar10.load(order.data_dir.expanduser(), order.data_url)
-    return data.read_folder(Path(order.data).expanduser())
+    return folder.read_folder(Path(order.data).expanduser())
 
 
 def check_target(path: Path) -> None:
@@ -172,7 +270,7 @@ def check_target(path: Path) -> None:
 def check_classes(model: Path, expected: set[str], found: set[str]) -> None:
     """Refuse data of other classes than the model's."""
     differing = (("lacks", sorted(expected - found)), ("adds", sorted(found - expected)))
-    told = [f"{what} {', '.join(names[: data.LISTED])} ({len(names)})" for what, names in differing if names]
+    told = [f"{what} {', '.join(names[: folder.LISTED])} ({len(names)})" for what, names in differing if names]
     if told:
         raise TrainingError(f"the data's classes are not those of {model}: it {' and '.join(told)}")
 

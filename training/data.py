@@ -1,6 +1,5 @@
-"""Data as it comes: named splits of labelled pictures, also from a folder in ImageFolder layout."""
+"""Data as it comes: named splits of labelled pictures."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,6 @@ import torch
 from torch import Tensor
 
 from training.errors import TrainingError
-
-# Files that are meant as pictures; those of a format that `models.decode` refuses are reported, other files ignored.
-SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .ico".split())  # noqa: SIM905
-SPLITS = ("train", "val", "test")
-NEAR = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-LISTED = 20  # classes or files that a refusal lists
 
 
 @dataclass(frozen=True)
@@ -66,74 +59,3 @@ def divided(images: Images, val: float, seed: int) -> tuple[Images, Images]:
         drawn.append(members[:count])
         rest.append(members[count:])
     return images.take(torch.cat(rest).sort().values), images.take(torch.cat(drawn).sort().values)
-
-
-def read_folder(folder: Path) -> Source:
-    """Find every picture, without opening any."""
-    if not folder.is_dir():
-        raise TrainingError(f"--data {folder}: no such folder; give shapes10, cifar10 or a folder of class folders")
-    roots = {name: folder / name for name in SPLITS if folders_in(folder / name)}
-    others = [entry for entry in folders_in(folder) if entry.name.lower() in NEAR and entry.name not in roots]
-    # A class may be called `train`; beside a real train/, or with class folders in it, it is a misspelt split.
-    if near := [entry.name for entry in others if "train" in roots or folders_in(entry)]:
-        raise TrainingError(
-            f"{folder} has {' and '.join(near)}/, which is read neither as a split nor as a class: splits are called "
-            "train/, val/ and test/ and hold class folders; rename or remove it"
-        )
-    if "train" not in roots:
-        if roots:
-            raise TrainingError(f"{folder} has {' and '.join(roots)}/ but no train/ with class folders; add it")
-        roots = {"train": folder}
-    found = {name: {kind.name: pictures_in(kind) for kind in folders_in(root)} for name, root in roots.items()}
-    classes = tuple(found["train"])
-    if not any(pictures for kinds in found.values() for pictures in kinds.values()):
-        raise TrainingError(f"{folder} holds no pictures below class folders; lay them out as CLASS/picture.jpg")
-    if len(classes) < 2:
-        raise TrainingError(f"{roots['train']} holds one class, {classes[0]}; a classifier needs two or more")
-    for name, kinds in found.items():
-        check(roots[name], kinds, classes)
-    return Source(name_of(folder), classes, {name: gathered(kinds) for name, kinds in found.items()})
-
-
-def check(root: Path, kinds: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> None:
-    """Refuse a split whose classes are not those of `train`, or one of whose classes is empty."""
-    if differing := sorted(kinds.keys() ^ set(classes)):
-        told = ", ".join(f"{kind} ({'missing' if kind in classes else 'not in train'})" for kind in differing[:LISTED])
-        raise TrainingError(
-            f"{root} has other classes than train/: {told}; {len(differing)} in all; make them the same"
-        )
-    if empty := [kind for kind, pictures in kinds.items() if not pictures]:
-        raise TrainingError(
-            f"{root} has {len(empty)} class folders without a picture: {', '.join(empty[:LISTED])}; fill or remove them"
-        )
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """The visible folders in `folder`, by name; none where it is no folder."""
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(entry for entry in entries if entry.is_dir() and not hidden(entry.name))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Every visible picture below `folder`, by path."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(map(hidden, path.relative_to(folder).parts))
-    )
-
-
-def hidden(name: str) -> bool:
-    """Whether a name is a program's own, like .ipynb_checkpoints, __MACOSX or @eaDir."""
-    return name.startswith((".", "__", "@eaDir"))
-
-
-def gathered(kinds: Mapping[str, Sequence[Path]]) -> Images:
-    """All classes' pictures one after the other, labelled by the class's place."""
-    labels = [torch.full((len(pictures),), label) for label, pictures in enumerate(kinds.values())]
-    return Images([path for pictures in kinds.values() for path in pictures], torch.cat(labels))
-
-
-def name_of(folder: Path) -> str:
-    """The folder's name in the characters that a model's name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:128] or "folder"

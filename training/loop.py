@@ -3,10 +3,11 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
@@ -38,56 +39,110 @@ class Epoch:
         return (accuracy, -loss) > (other_accuracy, -other_loss)
 
 
-def fit(
-    classifier: Classifier,
-    train: Split,
-    validation: Split | None,
-    recipe: Recipe,
-    device: torch.device,
-    stopped: Callable[[], bool],
-    progress: Any,
-) -> Iterator[tuple[Epoch, bool]]:
-    """Train for the recipe's epochs, or until `stopped`; an epoch that was cut short does not count.
+@dataclass
+class Place:
+    """How far an epoch has come: its number, the batches that are done, and over their images the sums so far."""
 
-    Gives each epoch, and whether it is the best so far, while the classifier is as it left it; `progress` is a bar.
+    epoch: int = 1
+    step: int = 0
+    seen: int = 0
+    correct: int = 0
+    loss: float = 0.0
+
+
+class Training:
+    """What changes from step to step: weights, optimiser, schedule, and the place in the recipe.
+
+    No random generator is among it: each epoch's order, and each step's augmentation and dropout, are drawn by one of
+    their own (`chance`), so that a run goes on anywhere as if it had never stopped.
     """
-    classifier.to(device)
+
+    def __init__(self, classifier: Classifier, recipe: Recipe, device: torch.device, images: int) -> None:
+        """A run over so many training `images`, at its start."""
+        self.classifier, self.recipe, self.device = classifier.to(device), recipe, device
+        self.optimizer = optimizer_of(recipe, classifier.parameters())
+        steps = recipe.epochs * math.ceil(images / recipe.batch_size)
+        self.schedule = schedule_of(recipe, self.optimizer, steps)
+        self.place = Place()
+        self.history: list[Epoch] = []
+        self.kept = 0  # the number of the best epoch
+        self.best: dict[str, Tensor] = {}  # the network's weights after it
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, in tensors and plain values."""
+        return {
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "place": asdict(self.place),
+            "history": [asdict(epoch) for epoch in self.history],
+            "kept": self.kept,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.place = Place(**state["place"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.kept, self.best = state["kept"], state["best"]
+
+
+def chance(*key: int) -> torch.Generator:
+    """A generator seeded by all of `key`: the recipe's seed, the epoch and, counted from 1, the step."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def fit(
+    training: Training, train: Split, validation: Split | None, stopped: Callable[[], bool], progress: Any
+) -> Iterator[Epoch]:
+    """Train from where `training` is to the end of its recipe, or until `stopped` says so after a step.
+
+    Gives each epoch as it ends; one that is cut short does not count. `progress` is a bar.
+    """
+    recipe, classifier, device = training.recipe, training.classifier, training.device
     criterion = nn.CrossEntropyLoss()
-    optimizer = optimizer_of(recipe, classifier.parameters())
-    schedule = schedule_of(recipe, optimizer, steps=recipe.epochs * math.ceil(len(train.labels) / recipe.batch_size))
-    generator = torch.Generator().manual_seed(recipe.seed)  # of shuffling and augmentation
-    best: Epoch | None = None
-    for number in range(1, recipe.epochs + 1):
+    while (at := training.place).epoch <= recipe.epochs:
         started = time.perf_counter()
-        seen, correct, total_loss = 0, 0, 0.0
         classifier.train()
-        for pixels, labels in train.batches(recipe.batch_size, generator):
+        for pixels, labels in train.batches(recipe.batch_size, chance(recipe.seed, at.epoch), at.step):
+            generator = chance(recipe.seed, at.epoch, at.step + 1)
+            torch.manual_seed(generator.initial_seed())  # dropout
             pixels = augment(pixels, recipe.flip, recipe.shift, generator).to(device)
             labels = labels.to(device)
 
             logits = classifier.logits(pixels)
             loss = criterion(logits, labels)
-            optimizer.zero_grad()
+            training.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
+            training.optimizer.step()
+            training.schedule.step()
 
             if not math.isfinite(loss.item()):
-                raise Diverged(f"the loss became {loss.item()} in epoch {number}; try a lower --lr than {recipe.lr:g}")
-            seen += len(labels)
-            correct += int((logits.argmax(1) == labels).sum())
-            total_loss += loss.item() * len(labels)
-            progress.set_description(f"epoch {number}/{recipe.epochs}", refresh=False)
-            progress.set_postfix(loss=f"{total_loss / seen:.3f}", accuracy=f"{correct / seen:.1%}", refresh=False)
+                told = f"the loss became {loss.item()} in epoch {at.epoch}"
+                raise Diverged(f"{told}; try a lower --lr than {recipe.lr:g}")
+            at.step += 1
+            at.seen += len(labels)
+            at.correct += int((logits.argmax(1) == labels).sum())
+            at.loss += loss.item() * len(labels)
+            progress.set_description(f"epoch {at.epoch}/{recipe.epochs}", refresh=False)
+            progress.set_postfix(loss=f"{at.loss / at.seen:.3f}", accuracy=f"{at.correct / at.seen:.1%}", refresh=False)
             progress.update(len(labels))
             if stopped():
                 return
         scores = evaluate(classifier, validation, device) if validation else None
-        lr, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - started
-        epoch = Epoch(number, total_loss / seen, correct / seen, scores, lr, seen, seconds)
-        if better := epoch.better_than(best):
-            best = epoch
-        yield epoch, better
+        lr, seconds = training.optimizer.param_groups[0]["lr"], time.perf_counter() - started
+        epoch = Epoch(at.epoch, at.loss / at.seen, at.correct / at.seen, scores, lr, at.seen, seconds)
+        best = training.history[training.kept - 1] if training.kept else None
+        training.history.append(epoch)
+        training.place = Place(at.epoch + 1)
+        if epoch.better_than(best):
+            training.kept = epoch.number
+            weights = classifier.network.state_dict()
+            training.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        yield epoch
 
 
 def evaluate(classifier: Classifier, split: Split, device: torch.device) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ Z = 1.959963984540054  # the normal distribution's 97.5 % quantile, for 95 % int
 BINS = 15
 # Few validation images that are all classified right would ask for a temperature of zero, and none right for infinity.
 LOWEST, HIGHEST = 0.25, 20.0
+MISTAKES = 24  # that are shown
+QUARTERS = 4
 STEPS = 50  # halvings: the interval ends below float32's resolution
 
 
@@ -32,8 +34,12 @@ class Figures:
 
     predicted: Mapping[str, Tensor]  # class index int64 (N,)
     matrices: Mapping[str, Tensor]  # int64 (K, K), see `confusion`
-    measured_on: str | None
-    calibration: Mapping[str, float] | None
+    measured_on: str | None = None
+    calibration: Mapping[str, float] | None = None
+    logits: Tensor | None = None  # float32 (N, K), before the temperature
+    labels: Tensor | None = None  # int64 (N,)
+    mistakes: "Sequence[Mistake]" = ()
+    slices: Mapping[str, Mapping[str, Accuracy]] = field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
@@ -57,7 +63,20 @@ class Figures:
         matrix = self.matrices[self.measured_on]
         counts = zip(classes, matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True)
         per_class = {name: {"correct": correct, "n": n} for name, correct, n in counts}
-        return told | {"per_class": per_class, "confusion": matrix.tolist()}
+        slices = {
+            name: {label: part.model_dump(mode="json") for label, part in parts.items()}
+            for name, parts in self.slices.items()
+        }
+        return told | {"per_class": per_class, "confusion": matrix.tolist(), "slices": slices}
+
+
+class Mistake(NamedTuple):
+    """A wrong answer: the image uint8 (3, S, S), answer and label as class indices, and the answer's probability."""
+
+    pixels: Tensor
+    answer: int
+    label: int
+    confidence: float
 
 
 def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.device) -> Figures:
@@ -74,7 +93,49 @@ def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.d
         name: confusion(predicted[name], split.labels, logits[name].size(1)) for name, split in measured.items()
     }
     on = next((name for name in ("test", "validation") if name in measured), None)
-    return Figures(predicted, matrices, on, calibration(logits[on], measured[on].labels, temperature) if on else None)
+    if not on:
+        return Figures(predicted, matrices)
+    split, scores = measured[on], logits[on]
+    return Figures(
+        predicted,
+        matrices,
+        on,
+        calibration(scores, split.labels, temperature),
+        scores,
+        split.labels,
+        surest_mistakes((scores / temperature).softmax(1), split),
+        slices(split, predicted[on] == split.labels),
+    )
+
+
+def surest_mistakes(probabilities: Tensor, split: Split) -> list[Mistake]:
+    """The `MISTAKES` wrong answers with the highest probability, of float32 (N, K)."""
+    confidence, answer = probabilities.max(1)
+    wrong = torch.nonzero(answer != split.labels).flatten()
+    if not len(wrong):
+        return []
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    pixels = torch.cat([pixels for pixels, _ in split.take(chosen).batches(BATCH)])
+    told = zip(pixels, answer[chosen].tolist(), split.labels[chosen].tolist(), confidence[chosen].tolist(), strict=True)
+    return [Mistake(*mistake) for mistake in told]
+
+
+def slices(split: Split, right: Tensor) -> dict[str, dict[str, Accuracy]]:
+    """The accuracy of each quarter of the images by brightness, and by contrast, in levels of 0 to 255."""
+    values = torch.cat(
+        [
+            torch.stack([grey.mean((1, 2)), grey.std((1, 2))], 1)
+            for grey in (pixels.float().mean(1) for pixels, _ in split.batches(BATCH))
+        ]
+    )  # (N, 2)
+    found: dict[str, dict[str, Accuracy]] = {}
+    for name, column in zip(("brightness", "contrast"), values.T, strict=True):
+        parts = [part for part in column.argsort(stable=True).chunk(QUARTERS) if len(part)]
+        found[name] = {
+            f"{column[part[0]]:.0f} to {column[part[-1]]:.0f}": share(int(right[part].sum()), len(part))
+            for part in parts
+        }
+    return found
 
 
 @torch.no_grad()
@@ -90,7 +151,11 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 def accuracy(matrix: Tensor) -> Accuracy:
     """The share that a confusion matrix has on its diagonal, with its 95 % interval."""
-    correct, n = int(matrix.trace()), int(matrix.sum())
+    return share(int(matrix.trace()), int(matrix.sum()))
+
+
+def share(correct: int, n: int) -> Accuracy:
+    """So many of `n`, with the 95 % interval."""
     return Accuracy(value=correct / n, n=n, interval=wilson(correct, n))
 
 
@@ -140,9 +205,19 @@ def likelihood(logits: Tensor, labels: Tensor, temperature: float) -> float:
     return float(functional.cross_entropy(logits.double() / temperature, labels))
 
 
+def reliability(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of float32 (N, K), over equal bins of confidence: how many answers, the share right, the mean confidence.
+
+    Each float64 (BINS,); no number where a bin is empty.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    sums = torch.zeros(3, BINS, dtype=torch.double)
+    sums.index_add_(1, bins, torch.stack([torch.ones_like(confidence), (predicted == labels).double(), confidence]))
+    return sums[0], sums[1] / sums[0], sums[2] / sums[0]
+
+
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """Expected calibration error of float32 (N, K): the mean gap between confidence and accuracy, over equal bins."""
-    confidence, predicted = probabilities.double().max(1)
-    gap = confidence - (predicted == labels).double()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    return float(torch.zeros(BINS, dtype=torch.double).index_add_(0, bins, gap).abs().sum() / len(labels))
+    counts, right, confidence = reliability(probabilities, labels)
+    return float((counts * (confidence - right).abs()).nansum() / len(labels))

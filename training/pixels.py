@@ -4,11 +4,13 @@ Whatever the source, a picture is decoded by `models.decode` and resized by the 
 before the first epoch. Pixels of up to `MEMORY` bytes are then kept; workers decode larger sets anew in every epoch.
 """
 
+import csv
 import hashlib
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from models.classifier import Classifier
 from models.decode import decode
 from models.errors import ImageError
-from training.data import LISTED, Images, Source
+from training.data import Images, Source
 from training.errors import TrainingError
-from training.terminal import bar
+from training.folder import LISTED
+from training.terminal import bar, say
 
 MEMORY = 1 << 30  # bytes of pixels; 7,133 pictures of 224 x 224
 CHECKED_AT_ONCE = 32
@@ -34,9 +37,15 @@ class InMemory:
     pixels: Tensor
     labels: Tensor
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of up to `size` images: all in order, or shuffled by `generator`."""
-        for indices in order(len(self.labels), size, generator):
+    def take(self, indices: Tensor) -> "InMemory":
+        """The images at `indices` int64 (M,)."""
+        return InMemory(self.pixels[indices], self.labels[indices])
+
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels of up to `size` images: all in order, or shuffled by `generator`; from batch `start` on."""
+        for indices in order(len(self.labels), size, generator)[start:]:
             yield self.pixels[indices], self.labels[indices]
 
 
@@ -55,6 +64,10 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def take(self, indices: Tensor) -> "Decoded":
+        """The images at `indices` int64 (M,)."""
+        return replace(self, images=self.images.take(indices))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str, str]:
         """Pixels uint8 (3, S, S), label int64 (), SHA-256 of the picture's bytes, and what is wrong with it or ""."""
         picture, label, size = self.images.pictures[index], self.labels[index], self.preparer.input_size
@@ -70,9 +83,11 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
         """Batches of what `__getitem__` gives, in the `order` that `DataLoader` takes."""
         return iter(DataLoader(self, num_workers=self.workers, worker_init_fn=ignore_ctrl_c, **order))
 
-    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, size: int, generator: torch.Generator | None = None, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `InMemory.batches`; a file that was readable before may no longer be."""
-        chosen = [indices.tolist() for indices in order(len(self), size, generator)]
+        chosen = [indices.tolist() for indices in order(len(self), size, generator)[start:]]
         for pixels, labels, _, problems in self.loader(batch_sampler=chosen, generator=generator):
             if problem := max(problems):
                 raise TrainingError(f"a picture changed while training: {problem}")
@@ -97,7 +112,7 @@ def ignore_ctrl_c(_worker: int) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Splits ready for training, and the `fingerprint` of the data.
+    """Splits ready for training, the `fingerprint` of the data, and which splits `shared` how many pictures.
 
     The fingerprint is the SHA-256 over one sorted line an image: whether it is of `test` or another split or else for
     fitting, its class, the SHA-256 of its bytes (a file's, or an array's pixels). File names, order and how `train` and
@@ -106,10 +121,16 @@ class Prepared:
 
     splits: Mapping[str, Split]
     fingerprint: str
+    shared: Mapping[tuple[str, str], int]
 
 
-def prepare(source: Source, input_size: int, crop: float, workers: int | None, run: Path) -> Prepared:
-    """Decode every picture of every split once, with progress, or list the unreadable ones; many, in the folder `run`.
+def prepare(
+    source: Source, input_size: int, crop: float, workers: int | None, run: Path, skip_bad: bool = False
+) -> Prepared:
+    """Decode every picture of every split once, with progress.
+
+    Unreadable ones are refused, listed in the folder `run` where they are many; with `skip_bad` they are left out, and
+    listed in `run`/quarantine.csv.
 
     The preparer is a classifier without a network: all that `preprocess` needs, and small enough to send to workers.
     """
@@ -118,24 +139,36 @@ def prepare(source: Source, input_size: int, crop: float, workers: int | None, r
     kept = count * 3 * input_size**2 <= MEMORY
     splits: dict[str, Split] = {}
     lines, unreadable = list[str](), list[str]()
+    digests_of: dict[str, set[str]] = {}
     with bar(count, "checking") as progress:
         for name, images in source.splits.items():
             role = "fit" if name in ("train", "val") else name
             decoded = Decoded(images, preparer, processes_for(workers, images))
             memory = torch.empty((len(images) if kept else 0, 3, input_size, input_size), dtype=torch.uint8)
-            done = 0
+            found = list[str]()
             for pixels, labels, digests, problems in decoded.loader(batch_size=CHECKED_AT_ONCE):
                 if kept:
-                    memory[done : done + len(labels)] = pixels
-                done += len(labels)
-                kinds = [source.classes[label] for label in labels.tolist()]
-                lines += [f"{role} {kind} {digest}\n" for kind, digest in zip(kinds, digests, strict=True)]
+                    memory[len(found) : len(found) + len(labels)] = pixels
+                found += digests
                 unreadable += filter(None, problems)
                 progress.update(len(labels))
+            digests_of[name] = set(found) - {""}
+            kinds = [source.classes[label] for label in images.labels.tolist()]
+            lines += [f"{role} {kind} {digest}\n" for kind, digest in zip(kinds, found, strict=True) if digest]
             splits[name] = InMemory(memory, images.labels) if kept else decoded
-    if unreadable:
+            if not all(found):
+                good = torch.tensor([index for index, digest in enumerate(found) if digest], dtype=torch.int64)
+                splits[name] = splits[name].take(good)
+    if unreadable and not skip_bad:
         raise TrainingError(refusal(unreadable, run / "unreadable.txt"))
-    return Prepared(splits, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
+    if unreadable:
+        quarantine(unreadable, run / "quarantine.csv")
+        for name, split in splits.items():
+            if missing := sorted(set(range(len(source.classes))) - set(split.labels.tolist())):
+                raise TrainingError(f"--skip-bad leaves no picture of {source.classes[missing[0]]} in {name}")
+    pairs = combinations(digests_of, 2)
+    shared = {(a, b): len(both) for a, b in pairs if (both := digests_of[a] & digests_of[b])}
+    return Prepared(splits, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), shared)
 
 
 def processes_for(workers: int | None, images: Images) -> int:
@@ -153,3 +186,13 @@ def refusal(problems: Sequence[str], listing: Path) -> str:
         listing.write_text("\n".join(problems) + "\n", encoding="utf-8")
         told += f"; the first {LISTED} are shown, all are in {listing}"
     return f"{len(problems)} unreadable pictures: {told}. Repair, convert or remove them"
+
+
+def quarantine(problems: Sequence[str], listing: Path) -> None:
+    """List the pictures that were left out, and why, and say so."""
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    with listing.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file", "problem"))
+        rows.writerows(problem.split(": ", 1) for problem in problems)
+    say(f"skipped   {len(problems)} unreadable pictures, listed in {listing}")

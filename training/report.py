@@ -1,14 +1,17 @@
 """What a command reports: every line that is not an error, metrics.json, the pictures of a run."""
 
+import csv
+import io
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -16,34 +19,58 @@ from models import archive
 from models.manifest import Accuracy, Manifest
 from training.command_line import PROGRAM
 from training.data import Source
-from training.loop import Epoch
+from training.findings import KINDS, Finding
+from training.folder import Layout
+from training.loop import Epoch, Place, Training
 from training.measurement import Figures, accuracy
+from training.page import page
+from training.pictures import drawn
+from training.pixels import Prepared
 from training.recipe import Recipe
 
 SHAPES10 = f"""shapes10 is synthetic demo data, drawn by this program: a score on it says nothing about photos.
   your own pictures   {PROGRAM} --data FOLDER     (FOLDER/CLASS/picture.jpg)
   a known benchmark   {PROGRAM} --data cifar10    (downloads 170 MB; --data-dir DIR where you have it)
 """
+SHOWN = 10  # findings of a kind
 WORST = 20  # classes that are listed where there are more
-# Okabe and Ito's palette, told apart by readers of every colour vision.
-TRAIN, VALIDATION, BEST = "#0072B2", "#D55E00", "#666666"
-NUMBERED = 20  # classes up to which every cell shows its share
-NAMED = 200  # classes up to which every class has its name at the axes
 SAMPLE = "star"  # the class of the sample picture, if the model gets one right
 
 
-def plan(source: Source, recipe: Recipe, device: torch.device) -> str:
+def plan(name: str, classes: int, prepared: Prepared, recipe: Recipe, device: torch.device) -> str:
     """The data and the recipe, before the first epoch."""
-    sizes = ", ".join(f"{len(images):,} {name}" for name, images in source.splits.items())
-    figures = "figures are on validation images" if "val" in source.splits else "nothing can be measured"
+    splits = prepared.splits
+    sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
+    figures = "figures are on validation images" if "val" in splits else "nothing can be measured"
     weights = f" from {Path(recipe.weights).name}" if recipe.weights else ""
     lines = [
-        f"data      {source.name}: {len(source.classes)} classes; {sizes}",
-        *([] if "test" in source.splits else [f"          no test split, so {figures}"]),
+        f"data      {name}: {classes} classes; {sizes}",
+        *([] if "test" in splits else [f"          no test split, so {figures}"]),
+        *(
+            f"warning   {count:,} files are both in {a} and in {b}, so {b} flatters; {PROGRAM} check lists them"
+            for (a, b), count in prepared.shared.items()
+        ),
         f"recipe    {recipe.arch}{weights}, {recipe.epochs} epochs of batches of {recipe.batch_size}, "
         f"{recipe.optimizer} {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}",
         f"device    {device_told(device)}",
     ]
+    return "\n".join(lines)
+
+
+def checked(layout: Layout, findings: Sequence[Finding]) -> str:
+    """What was found in a folder, kind by kind; `findings` are in the order of `KINDS`."""
+    sizes = ", ".join(f"{sum(map(len, kinds.values())):,} {name}" for name, kinds in layout.splits.items())
+    lines = [f"{layout.folder}: {len(layout.classes)} classes; {sizes}"]
+    for kind, group in ((kind, list(group)) for kind, group in groupby(findings, lambda finding: finding.kind)):
+        level, told = KINDS[kind]
+        lines.append(f"\n{level:8} {kind} ({len(group):,}): {told}")
+        for finding in group[:SHOWN]:
+            lines.append(f"  {finding.told}" if level == "fatal" else f"  {finding.where}  {finding.told}".rstrip())
+        if len(group) > SHOWN:
+            lines.append(f"  and {len(group) - SHOWN:,} more: --list FILE tells all")
+    bad = sum(finding.level != "note" for finding in findings)
+    notes = len(findings) - bad
+    lines.append(f"\n{bad or 'no'} defects and {notes or 'no'} notes" if findings else "nothing is wrong with it")
     return "\n".join(lines)
 
 
@@ -61,6 +88,17 @@ def epoch(epoch: Epoch, epochs: int) -> str:
         f"epoch {epoch.number:2}/{epochs}  loss {epoch.loss:.4f} accuracy {epoch.accuracy:.2%}{scores}"
         f"  {epoch.images / epoch.seconds:,.0f} images/s  {epoch.seconds:.1f} s"
     )
+
+
+def resumed(place: Place) -> str:
+    """Where a run goes on."""
+    return f"going on in epoch {place.epoch} after {place.step} steps"
+
+
+def suspended(training: Training, run: Path) -> str:
+    """How to go on with a run that SIGTERM ended."""
+    at = training.place
+    return f"\nstopped in epoch {at.epoch} after {at.step} steps; go on with\n  {PROGRAM} resume {run}"
 
 
 def trained(history: Sequence[Epoch], kept: int, recipe: Recipe, seconds: float) -> str:
@@ -83,6 +121,16 @@ def measured(figures: Figures, classes: Sequence[str]) -> str:
         f"\ntemperature {calibration['temperature']:.3f} ({fitted}); calibration error "
         f"{calibration['error_before']:.2%} before, {calibration['error_after']:.2%} after, on {on} images",
     ]
+    return "\n".join(lines)
+
+
+def spread(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Mean, standard deviation (of a sample) and range of each split's accuracy over several runs."""
+    lines = [f"\n{len(documents)} seeds"]
+    for split in documents[0]["accuracy"]:
+        values = [document["accuracy"][split]["value"] for document in documents]
+        told = f"{fmean(values):.2%} on average, standard deviation {stdev(values):.2%}"
+        lines.append(f"{split:12} {told}, {min(values):.2%} to {max(values):.2%}")
     return "\n".join(lines)
 
 
@@ -120,54 +168,27 @@ def evaluated(manifest: Manifest, source: Source, split: str, matrix: Tensor) ->
 def write(
     folder: Path, document: Mapping[str, Any], history: Sequence[Epoch], figures: Figures, classes: Sequence[str]
 ) -> None:
-    """Write `document` as metrics.json and draw the pictures; no confusion matrix where nothing was measured."""
+    """Write `document` as metrics.json, its table of classes, the pictures, and all of it as one page."""
     with archive.replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    pictures = {"curves.png": curves(history, document["best_epoch"])}
-    if on := figures.measured_on:
-        pictures["confusion_matrix.png"] = matrix_figure(figures.matrices[on], classes, f"{on} images")
-    for name, figure in pictures.items():
+    pictures = dict[str, bytes]()
+    for name, figure in drawn(history, document["best_epoch"], figures, classes).items():
+        figure.savefig(buffer := io.BytesIO(), format="png", dpi=120)
+        pictures[name] = buffer.getvalue()
+    files = pictures | {"index.html": page(document, pictures).encode()}
+    if document["measured_on"]:
+        files["per_class.csv"] = per_class_csv(document["per_class"]).encode()
+    for name, body in files.items():
         with archive.replacing(folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
+            temporary.write_bytes(body)
 
 
-def curves(history: Sequence[Epoch], kept: int) -> Figure:
-    """Loss and accuracy over the epochs, the kept epoch marked."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    numbers = [epoch.number for epoch in history]
-    for place, (axes, what) in enumerate(zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True)):
-        axes.plot(numbers, [getattr(epoch, what) for epoch in history], "o-", color=TRAIN, label="training")
-        if validation := [epoch.validation[place] for epoch in history if epoch.validation]:
-            axes.plot(numbers, validation, "s--", color=VALIDATION, label="validation")
-        axes.axvline(kept, color=BEST, linestyle=":", label=f"kept: epoch {kept}")
-        axes.set(xlabel="epoch", ylabel=what + ("" if place else " (nats)"))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
-
-
-def matrix_figure(matrix: Tensor, classes: Sequence[str], told: str) -> Figure:
-    """Shares of each label's images, a row a label; large enough to read up to `NAMED` classes' names."""
-    count = len(classes)
-    side = min(36.0, 4.5 + 0.45 * min(count, NUMBERED) + 0.16 * max(0, count - NUMBERED))  # inches
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
-    picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    step = -(-count // NAMED)
-    size = 10 if count <= NUMBERED else 7
-    axes.set_xticks(range(0, count, step), classes[::step], rotation=90, fontsize=size)
-    axes.set_yticks(range(0, count, step), classes[::step], fontsize=size)
-    axes.set(xlabel="answer", ylabel="label", title=f"Confusion matrix, {int(matrix.sum()):,} {told}")
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the label's images")
-    if count <= NUMBERED:
-        for row, column in torch.nonzero(matrix).tolist():
-            share = shares[row, column]
-            colour = "black" if share > 0.5 else "white"
-            number = f"{share:.0%}" if share >= 0.005 else "<1%"
-            axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
-    return figure
+def per_class_csv(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """A line a class."""
+    rows = csv.writer(text := io.StringIO())
+    rows.writerow(("class", "correct", "n"))
+    rows.writerows((name, count["correct"], count["n"]) for name, count in counts.items())
+    return text.getvalue()
 
 
 def write_sample(path: Path, source: Source, figures: Figures) -> bool:

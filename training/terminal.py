@@ -1,4 +1,4 @@
-"""The terminal: a bar where there is one, plain lines everywhere, and Ctrl-C."""
+"""The terminal: a bar where there is one, plain lines everywhere, Ctrl-C and SIGTERM."""
 
 import signal
 import sys
@@ -8,11 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+TOLD = {
+    signal.SIGINT: "the best epoch so far is kept (Ctrl-C again aborts)",
+    signal.SIGTERM: "a checkpoint is written, to go on from",
+}
 
-def bar(total: int, what: str, unit: str = " images") -> Any:
+
+def bar(total: int, what: str, unit: str = " images", initial: int = 0) -> Any:
     """A bar with rate and time left, on standard error if that is a terminal. `tqdm` ships no types."""
     style: dict[str, Any] = {"unit_scale": True, "leave": False, "dynamic_ncols": True}
-    return tqdm(total=total or None, desc=what, unit=unit, disable=not sys.stderr.isatty(), **style)
+    return tqdm(total=total or None, initial=initial, desc=what, unit=unit, disable=not sys.stderr.isatty(), **style)
 
 
 def say(line: str) -> None:
@@ -22,19 +27,19 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed within the block; the second press is KeyboardInterrupt, as any is after it."""
-    presses = 0
+def interruptible() -> Iterator[Callable[[], signal.Signals | None]]:
+    """What asked within the block to stop, Ctrl-C or SIGTERM; a second one is KeyboardInterrupt, as any is after it."""
+    asked: list[signal.Signals] = []
 
-    def press(*_: object) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 1:
+    def ask(number: int, _: object) -> None:
+        asked.append(signal.Signals(number))
+        if len(asked) > 1:
             raise KeyboardInterrupt
-        print("\nstopping: the best epoch so far is kept (Ctrl-C again aborts)", file=sys.stderr, flush=True)
+        print(f"\nstopping: {TOLD[asked[0]]}", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: presses > 0
+        yield lambda: asked[0] if asked else None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -72,7 +72,7 @@ def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
         raise TrainingError(f"{entry.url} cannot be fetched ({error}); give the file by --weights FILE") from None
 
 
-def save_checkpoint(path: Path, classifier: Classifier, epoch: int) -> None:
+def save_checkpoint(path: Path, network: Mapping[str, Tensor], epoch: int) -> None:
     """Write the network's state dict and the epoch's number, atomically; `torch.load(weights_only=True)` reads it."""
     with archive.replacing(path) as temporary:
-        torch.save({"epoch": epoch, "network": classifier.network.state_dict()}, temporary)
+        torch.save({"epoch": epoch, "network": dict(network)}, temporary)

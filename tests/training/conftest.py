@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run of `train` on a folder with train/, val/ and test/."""
     root = tmp_path_factory.mktemp("trained")
     photos = paint(root / "photos", SPLITS)
+    shutil.copy(photos / "test" / "red" / "000.jpg", photos / "test" / "blue" / "000.jpg")  # a label that is wrong
     run, artifact = root / "run", root / "artifacts" / "model.pt"
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

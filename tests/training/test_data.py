@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.conftest import PhotoFolder
-from training import data, pixels
+from training import folder, pixels
 from training.data import Images, Source, divided
 from training.pixels import Decoded, InMemory
 
@@ -68,7 +68,7 @@ def test_shuffled_batches_hold_every_image_but_a_last_one_alone() -> None:
 def test_pixels_decoded_by_workers_are_those_kept_in_memory(
     photos: PhotoFolder, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = data.read_folder(photos())
+    source = folder.read_folder(photos())
     kept = pixels.prepare(source, 16, 0.875, workers, tmp_path).splits["train"]
     with monkeypatch.context() as patch:
         patch.setattr(pixels, "MEMORY", 0)
@@ -89,7 +89,7 @@ def test_pixels_decoded_by_workers_are_those_kept_in_memory(
 
 def fingerprint(root: Path) -> str:
     """Of the folder, divided by another seed each time: it must not matter."""
-    source = data.read_folder(root).validated(0.2, seed=hash(root))
+    source = folder.read_folder(root).validated(0.2, seed=hash(root))
     return pixels.prepare(source, 16, 1.0, 0, root.parent).fingerprint
 
 

@@ -1,11 +1,13 @@
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import architectures, artifact
+from models import architectures, archive, artifact
 from models import manifest as manifests
+from models.goldens import Goldens
 from tests.training.conftest import Run
 from training.__main__ import main
 
@@ -51,6 +53,24 @@ def test_a_runs_checkpoint_can_be_exported(trained: Run, tmp_path: Path) -> None
 
     assert main(["export", *flags, "--out", str(out)]) == 0
     assert manifests.read(out).classes == manifests.read(trained.artifact).classes
+
+
+def test_manifest_and_weights_make_the_model_anew_without_torchscript(trained: Run, tmp_path: Path) -> None:
+    manifest, extra = manifests.read(trained.artifact), archive.read(trained.artifact, "extra")
+    assert manifest.architecture is not None
+    made = architectures.classifier(
+        manifest.architecture.name, input_size=manifest.input_size, **manifest.architecture.arguments
+    ).eval()
+    made.load_state_dict(torch.load(io.BytesIO(extra["weights.pt"]), weights_only=True))
+    goldens = Goldens.from_bytes(extra["goldens.pt"])
+    batches = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(made, (goldens.pixels,), dynamic_shapes=batches), tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+
+    assert manifest.crop == made.crop
+    for n in (1, 3, len(goldens.pixels)):
+        for model in (made, loaded):
+            torch.testing.assert_close(goldens.probabilities[:n], model(goldens.pixels[:n]), atol=1e-4, rtol=0)
 
 
 REFUSED = {

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import QUICK, PhotoFolder
-from training import data
+from training import folder
 from training.__main__ import main
 from training.errors import TrainingError
 
 
 def test_the_layout_with_splits_is_read_with_classes_by_name(photos: PhotoFolder) -> None:
-    source = data.read_folder(photos({"train/red": 3, "train/blue": 2, "val/red": 1, "val/blue": 1}))
+    source = folder.read_folder(photos({"train/red": 3, "train/blue": 2, "val/red": 1, "val/blue": 1}))
 
     assert ("blue", "red") == source.classes
     assert {"train": [0, 0, 1, 1, 1], "val": [0, 1]} == {
@@ -19,7 +19,7 @@ def test_the_layout_with_splits_is_read_with_classes_by_name(photos: PhotoFolder
 
 
 def test_class_folders_alone_are_all_training_images_until_divided(photos: PhotoFolder) -> None:
-    source = data.read_folder(photos({"blue": 20, "red": 10}))
+    source = folder.read_folder(photos({"blue": 20, "red": 10}))
 
     assert ["train"] == list(source.splits)
     divided = source.validated(0.1, seed=0).splits
@@ -27,7 +27,7 @@ def test_class_folders_alone_are_all_training_images_until_divided(photos: Photo
 
 
 def test_a_class_may_be_called_train(photos: PhotoFolder) -> None:
-    assert ("bus", "train") == data.read_folder(photos({"bus": 2, "train": 2})).classes
+    assert ("bus", "train") == folder.read_folder(photos({"bus": 2, "train": 2})).classes
 
 
 def test_pictures_are_found_at_any_depth_and_other_files_passed_over(photos: PhotoFolder) -> None:
@@ -36,7 +36,7 @@ def test_pictures_are_found_at_any_depth_and_other_files_passed_over(photos: Pho
     (root / "red" / ".hidden.jpg").write_bytes(b"")
     (root / "__MACOSX").mkdir()
 
-    assert 7 == len(data.read_folder(root).splits["train"])
+    assert 7 == len(folder.read_folder(root).splits["train"])
 
 
 REFUSED = {
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_learnt_from_is_refused(
     layout: dict[str, int], words: str, photos: PhotoFolder
 ) -> None:
     with pytest.raises(TrainingError) as refused:
-        data.read_folder(photos(layout))
+        folder.read_folder(photos(layout))
 
     assert words in str(refused.value)
 
@@ -109,19 +109,19 @@ def test_a_validation_share_that_takes_a_whole_class_is_refused(
 
 
 def test_a_folders_name_becomes_a_model_name(tmp_path: Path) -> None:
-    assert ["My-photos-2026", "folder"] == [data.name_of(tmp_path / name) for name in ("My photos (2026)", "---")]
+    assert ["My-photos-2026", "folder"] == [folder.name_of(tmp_path / name) for name in ("My photos (2026)", "---")]
 
 
 @pytest.mark.parametrize("layout", [{"Train/a": 2, "Train/b": 2}, {"train/a": 2, "train/b": 2, "valid/a": 1}])
 def test_a_misspelt_split_is_refused_and_not_taken_for_a_class(photos: PhotoFolder, layout: dict[str, int]) -> None:
     with pytest.raises(TrainingError, match="rename or remove it"):
-        data.read_folder(photos(layout))
+        folder.read_folder(photos(layout))
 
 
 def test_pictures_of_programs_in_hidden_folders_are_passed_over(photos: PhotoFolder) -> None:
     root = photos({"blue": 2, "red": 2, "red/.ipynb_checkpoints": 2, "red/@eaDir": 1})
 
-    assert 4 == len(data.read_folder(root).splits["train"])
+    assert 4 == len(folder.read_folder(root).splits["train"])
 
 
 def test_a_file_that_is_no_artifact_is_not_overwritten(

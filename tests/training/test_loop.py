@@ -9,7 +9,7 @@ from torch import Tensor
 from models.classifier import Classifier
 from training import loop
 from training.errors import Diverged
-from training.loop import Epoch, augment, fit
+from training.loop import Epoch, Training, augment, fit
 from training.pixels import InMemory
 from training.recipe import Recipe
 from training.terminal import bar
@@ -38,18 +38,16 @@ def trained(
     loop.choose_device("cpu", recipe.seed)
     classifier = build(recipe, 2)
     batches = iter(range(1_000_000))
-    epochs = list(
-        fit(
-            classifier,
-            colours(96, seed=1),
-            colours(40, seed=2) if validated else None,
-            recipe,
-            CPU,
-            stopped=lambda: stop_after is not None and next(batches) >= stop_after,
-            progress=bar(1, "test"),
-        )
-    )
-    return classifier, [epoch for epoch, _ in epochs], [epoch.number for epoch, best in epochs if best]
+    training, kept = Training(classifier, recipe, CPU, 96), list[int]()
+    for _ in fit(
+        training,
+        colours(96, seed=1),
+        colours(40, seed=2) if validated else None,
+        stopped=lambda: stop_after is not None and next(batches) >= stop_after,
+        progress=bar(1, "test"),
+    ):
+        kept.append(training.kept)
+    return classifier, training.history, list(dict.fromkeys(kept))
 
 
 def digest(classifier: Classifier) -> str:

@@ -1,4 +1,6 @@
 import json
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +12,20 @@ from tests.training.conftest import COLOURS, QUICK, PhotoFolder, Run
 from training.__main__ import main
 from training.measurement import wilson
 
+PICTURES = ("curves", "confusion_matrix", "reliability", "slices", "mistakes")
+
 
 def test_a_run_leaves_artifact_checkpoint_and_reports(trained: Run) -> None:
     files = {str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*") if path.is_file()}
 
     assert {
         "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        "reports/index.html",
         "reports/metrics.json",
-        "reports/curves.png",
-        "reports/confusion_matrix.png",
+        "reports/per_class.csv",
+        *(f"reports/{name}.png" for name in PICTURES),
     } == files
     assert [trained.artifact] == list(trained.artifact.parent.iterdir())
 
@@ -75,11 +82,86 @@ def test_the_checkpoint_holds_plain_weights_of_the_best_epoch(trained: Run) -> N
     assert all(torch.equal(value, state[f"network.{name}"]) for name, value in content["network"].items())
 
 
-@pytest.mark.parametrize("name", ["curves", "confusion_matrix"])
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_pictures_are_pictures(trained: Run, name: str) -> None:
     with Image.open(trained.folder / "reports" / f"{name}.png") as image:
         image.load()
         assert min(image.size) > 300
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references, self.words = list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, _: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_holds_all_pictures_and_figures_and_needs_nothing_else(trained: Run) -> None:
+    page = Page((trained.folder / "reports" / "index.html").read_text(encoding="utf-8"))
+    figures = trained.metrics["accuracy"]["test"]
+    text = " ".join(page.words)
+
+    assert len(PICTURES) == len(page.references)
+    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert f"{figures['value']:.2%}" in page.words
+    assert "{:.2%} to {:.2%}".format(*figures["interval"]) in page.words
+    assert all(word in text for word in (*COLOURS, trained.metrics["artifact"]["digest"], "one-cycle", "batch_size"))
+
+
+def test_slices_hold_every_measured_image_once(trained: Run) -> None:
+    slices, test = trained.metrics["slices"], trained.metrics["accuracy"]["test"]
+
+    assert {"brightness", "contrast"} == slices.keys()
+    for parts in slices.values():
+        assert test["n"] == sum(part["n"] for part in parts.values())
+        assert test["correct"] == round(sum(part["n"] * part["value"] for part in parts.values()))
+
+
+def test_runs_are_compared_with_an_interval_and_by_what_differs(
+    trained: Run, photos: PhotoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--out", str(tmp_path / "m.pt"), "--run", str(tmp_path / "other")]
+    assert main(["--data", str(trained.photos), *places, *QUICK, "--epochs", "1", "--lr", "0.00001"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(trained.folder), str(tmp_path / "other")]) == 0
+    told = capsys.readouterr().out
+
+    assert "difference -" in told
+    assert "is more than chance" in told
+    assert [["epochs", "4", "1"]] == [line.split() for line in told.splitlines() if line.startswith("epochs ")]
+    assert not any(line.startswith(("batch_size", "seed")) for line in told.splitlines())
+
+
+def test_a_folder_without_a_run_is_not_compared(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(trained.folder), str(tmp_path)]) == 2
+    assert "give the folder of a finished run" in capsys.readouterr().err
+
+
+def test_several_seeds_give_mean_and_spread_and_the_best_on_validation(
+    photos: PhotoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--out", str(tmp_path / "m.pt"), "--run", str(tmp_path / "run")]
+    assert main(["--data", str(photos()), *places, *QUICK, "--epochs", "2", "--seed", "5", "--seeds", "3"]) == 0
+    told = capsys.readouterr().out
+    runs = {seed: json.loads((tmp_path / f"run/seed-{seed}/reports/metrics.json").read_text()) for seed in (5, 6, 7)}
+    accuracies = [run["accuracy"]["validation"]["value"] for run in runs.values()]
+
+    assert 3 == len({run["artifact"]["digest"] for run in runs.values()})
+    assert f"validation   {sum(accuracies) / 3:.2%} on average, standard deviation" in told
+    best = [
+        run["artifact"]["digest"] for run in runs.values() if run["accuracy"]["validation"]["value"] == max(accuracies)
+    ]
+    assert manifests.read(tmp_path / "m.pt").digest in best
 
 
 def test_evaluate_gives_the_trainers_figures_to_the_image(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
