@@ -115,6 +115,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     command = [sys.executable, "-c", FULL, str(tmp_path)]  # a process of its own: the limit is for all that it writes

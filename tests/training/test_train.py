@@ -125,6 +125,7 @@ def test_slices_hold_every_measured_image_once(trained: Run) -> None:
         assert test["correct"] == round(sum(part["n"] * part["value"] for part in parts.values()))
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_an_interval_and_by_what_differs(
     trained: Run, photos: PhotoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_folder_without_a_run_is_not_compared(
     assert "give the folder of a finished run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_seeds_give_mean_and_spread_and_the_best_on_validation(
     photos: PhotoFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
