@@ -177,27 +177,38 @@ def test_other_pictures_than_the_run_began_with_are_refused(
     assert "are not those that the run" in capsys.readouterr().err
 
 
-def begun(arguments: list[str]) -> "subprocess.Popen[str]":
-    """A training process that has ended its first epoch."""
+def begin(arguments: list[str]) -> "subprocess.Popen[str]":
+    """A training process; on one thread, as its others, for sums in the same order."""
     command = [sys.executable, "-m", "training", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as the tests' own, for sums in the same order
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_an_epoch(process: "subprocess.Popen[str]") -> None:
     assert process.stdout is not None
     assert any(line.startswith("epoch ") for line in process.stdout)
-    return process
+
+
+def finish(arguments: list[str]) -> None:
+    """Train to the end."""
+    with begin(arguments) as process:
+        _, error = process.communicate(timeout=120)
+    assert 0 == process.returncode, error
 
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_or_killed_goes_on_to_the_same_artifact(photos: PhotoFolder) -> None:
     root = photos({"blue": 200, "green": 200, "red": 200})
-    assert 0 == main(order(root, "whole"))
-    with begun(order(root, "cut")) as process:
+    finish(order(root, "whole"))
+    with begin(order(root, "cut")) as process:
+        wait_for_an_epoch(process)
         process.terminate()
         output, error = process.communicate(timeout=120)
     assert (0, True) == (process.returncode, "resume" in output), error
     assert not (root.parent / "cut.pt").exists()
-    with begun(["resume", str(root.parent / "cut")]) as process:
+    with begin(["resume", str(root.parent / "cut")]) as process:
+        wait_for_an_epoch(process)
         process.kill()
-    assert 0 == main(["resume", str(root.parent / "cut")])
+    finish(["resume", str(root.parent / "cut")])
 
     assert weights_digest(root.parent / "whole.pt") == weights_digest(root.parent / "cut.pt")
