@@ -44,8 +44,9 @@ def write(folder: Path, suite: str, plan: Plan, rows: Sequence[Row], tables: Seq
     """Write the three files of a suite."""
     told = conditions(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"suite": suite, "conditions": told, "rows": rows}
-    (folder / f"{suite}.json").write_text(json.dumps(document, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = f'"suite": {json.dumps(suite)},\n"conditions": {json.dumps(told)}'
+    (folder / f"{suite}.json").write_text(f'{{{head},\n"rows": [\n{lines}\n]}}\n')
     parts = [f"# {suite}", f"![{suite}]({suite}.svg)", *(table.markdown() for table in tables), sentence(told)]
     (folder / f"{suite}.md").write_text("\n\n".join(parts) + "\n")
     with rc_context(SVG):

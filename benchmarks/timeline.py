@@ -62,7 +62,7 @@ def bins(outcomes: Sequence[Outcome], width: float = BIN_S) -> list[Bin]:
     made = []
     for number, (here, statuses) in enumerate(zip(due, answered, strict=True)):
         taken = [1000 * outcome.latency for outcome in here if outcome.finished is not None and outcome.accepted]
-        p50, p99 = percentile(taken, 0.5), percentile(taken, 0.99)
+        p50, p99 = (round(percentile(taken, share), 3) for share in (0.5, 0.99))
         made.append(Bin(round(number * width, 6), len(here), dict(sorted(statuses.items())), p50, p99))
     return made
 

@@ -28,10 +28,11 @@ from training.recipe import Recipe
 from training.terminal import bar, interruptible, say
 
 
-def train(order: Train, saved: Mapping[str, Any] | None = None) -> None:
+def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
     """Train a classifier, from the start or from what a checkpoint `saved`, and publish its artifact.
 
-    KeyboardInterrupt before the first epoch ended, nothing written. After SIGTERM there is a checkpoint, no artifact.
+    Whether its recipe came to its end. KeyboardInterrupt before the first epoch ended, nothing written. After SIGTERM
+    there is a checkpoint, no artifact; after Ctrl-C an artifact of the best epoch so far.
     """
     check_target(order.out)
     if order.run is not None and (order.run.exists() and not order.run.is_dir()):
@@ -58,6 +59,7 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> None:
             publish(training, prepared, source, order)
         else:
             say(report.suspended(training, run))
+    return len(training.history) == order.epochs
 
 
 def train_seeds(order: Train) -> None:
@@ -71,7 +73,9 @@ def train_seeds(order: Train) -> None:
     ]
     for part in parts:
         say(f"\nseed {part.seed}")
-        train(part)
+        if not train(part):
+            say(f"\nstopped at seed {part.seed} of {order.seeds} seeds; {order.out} is not written")
+            return
     documents = [comparison.read(run / f"seed-{part.seed}") for part in parts]
     say(report.spread(documents))
     best = max(zip(documents, parts, strict=True), key=lambda pair: comparison.rank(pair[0]))[1]

@@ -1,4 +1,4 @@
-"""Ctrl-C, as a real signal to a real process."""
+"""Ctrl-C and SIGTERM, as real signals to real processes."""
 
 import os
 import signal
@@ -50,6 +50,19 @@ def test_ctrl_c_keeps_the_best_epoch_and_publishes_it(photos: PhotoFolder) -> No
     assert "serve it" in output
     assert "photos" == manifests.read(root.parent / "m.pt").name
     assert (root.parent / "run" / "reports" / "metrics.json").exists()
+
+
+def test_no_other_seed_is_begun_after_a_signal(photos: PhotoFolder) -> None:
+    root = photos()
+    with training(root, "--seeds", "3") as process:
+        read_until(process, "epoch  1/")
+        process.send_signal(signal.SIGTERM)
+        output, error = process.communicate(timeout=120)
+
+    assert 0 == process.returncode, error
+    assert "stopped at seed 0 of 3 seeds" in output
+    assert ["seed-0"] == [path.name for path in (root.parent / "run").iterdir()]
+    assert not (root.parent / "m.pt").exists()
 
 
 def test_ctrl_c_before_the_first_epoch_ended_writes_nothing(photos: PhotoFolder) -> None:
