@@ -8,6 +8,7 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
+from models.airbench import Airbench
 from models.classifier import Classifier
 from models.compact_cnn import CompactCNN
 from models.simple_cnn import SimpleCNN, simple_cnn_sequential
@@ -46,6 +47,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "simple_cnn": Architecture(SimpleCNN, 32),
     "simple_cnn_sequential": Architecture(simple_cnn_sequential, 32),
     "compact_cnn": Architecture(CompactCNN, 32, 16),
+    "airbench93": Architecture(partial(Airbench, widths=(64, 128, 128)), 32, 28),
+    "airbench94": Architecture(partial(Airbench, widths=(64, 256, 256)), 32, 28),
+    "airbench95": Architecture(partial(Airbench, widths=(128, 384, 384)), 32, 28),
+    "airbench96": Architecture(partial(Airbench, widths=(128, 384, 512), depth=3), 32, 28),
     "resnet18": backbone("resnet18", "ResNet18_Weights.IMAGENET1K_V1"),
     "resnet50": backbone("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
     "efficientnet_b0": backbone("efficientnet_b0", "EfficientNet_B0_Weights.IMAGENET1K_V1"),
@@ -72,6 +77,11 @@ def classifier(name: str, num_classes: int, *, input_size: int | None = None, **
     return Classifier(network, input_size=size, crop=entry.crop, mean=entry.mean, std=entry.std)
 
 
+def head_of(network: nn.Module) -> str:
+    """How the names of the last layer's parameters begin, which alone knows the classes."""
+    return list(network.state_dict())[-1].rpartition(".")[0] + "."
+
+
 def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """Load pretrained `weights` into `network`; a head made for other classes keeps its fresh initialisation.
 
@@ -81,9 +91,9 @@ def load_pretrained(network: nn.Module, weights: Mapping[str, Tensor]) -> list[s
         ValueError: the weights are not of this architecture.
     """
     own = network.state_dict()
-    head = list(own)[-1].rpartition(".")[0]
+    head = head_of(network)
     fresh = [key for key, value in own.items() if key in weights and weights[key].shape != value.shape]
-    strange = sorted(own.keys() ^ weights.keys()) + [key for key in fresh if key.rpartition(".")[0] != head]
+    strange = sorted(own.keys() ^ weights.keys()) + [key for key in fresh if not key.startswith(head)]
     if strange:
         raise ValueError(
             f"the weights are of another architecture: {len(strange)} names or shapes differ, e.g. {strange[0]}"

@@ -32,7 +32,7 @@ class Data(Flags):
 class Train(Recipe, Data):
     """Train a classifier and write its artifact."""
 
-    recipe: Literal["demo", "tutorial", "scratch", "finetune"] | None = Field(
+    recipe: Literal["demo", "tutorial", "fast94", "scratch", "finetune"] | None = Field(
         None,
         description="preset, of which every value can be overridden (else demo for shapes10, tutorial for cifar10; for "
         "a folder finetune with --weights and scratch without)",

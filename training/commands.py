@@ -20,10 +20,11 @@ from models.manifest import Architecture
 from training import checkpoint, cifar10, comparison, folder, inspection, loop, report, shapes10, weights
 from training.command_line import PROGRAM, Check, Compare, Data, Evaluate, Export, Resume, Train
 from training.data import Images, Source
+from training.device import choose_device
 from training.errors import TrainingError
 from training.findings import KINDS, Finding
 from training.measurement import BATCH, answers, confusion, measure
-from training.pixels import Prepared, prepare
+from training.pixels import Prepared, in_order, prepare
 from training.recipe import Recipe
 from training.terminal import bar, interruptible, say
 
@@ -37,7 +38,7 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
     check_target(order.out)
     if order.run is not None and (order.run.exists() and not order.run.is_dir()):
         raise TrainingError(f"--run {order.run} is a file; name a folder")
-    where = loop.choose_device(order.device, order.seed)
+    where = choose_device(order.device, order.seed)
     say(report.SHAPES10 if order.data == "shapes10" else f"reading {order.data}")
     source = load(order).validated(order.val, order.seed)
     name = order.name or source.name
@@ -49,7 +50,7 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
         classifier = weights.build(order, len(source.classes))
         prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run, order.skip_bad)
         say(report.plan(source.name, len(source.classes), prepared, order, where))
-        training = loop.Training(classifier, order, where, len(prepared.splits["train"].labels))
+        training = loop.Training(classifier, order, where, prepared.splits["train"])
         if saved:
             if saved["data"] != prepared.fingerprint:
                 raise TrainingError(f"the pictures of {order.data} are not those that the run in {run} began with")
@@ -59,7 +60,7 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
             publish(training, prepared, source, order)
         else:
             say(report.suspended(training, run))
-    return len(training.history) == order.epochs
+    return training.over
 
 
 def train_seeds(order: Train) -> None:
@@ -145,7 +146,9 @@ def publish(training: loop.Training, prepared: Prepared, source: Source, order: 
     }
     proof = None
     if validation := prepared.splits.get("val"):
-        proof = artifact.Validation(validation.batches(BATCH), int(figures.matrices["validation"].trace()))
+        proof = artifact.Validation(
+            validation.batches(in_order(len(validation.labels), BATCH)), int(figures.matrices["validation"].trace())
+        )
     manifest = artifact.save(
         order.out,
         classifier,
@@ -179,7 +182,7 @@ def publish(training: loop.Training, prepared: Prepared, source: Source, order: 
 
 def evaluate(order: Evaluate) -> None:
     """Print an artifact's accuracy on a split."""
-    where = loop.choose_device(order.device)
+    where = choose_device(order.device)
     model = artifact.load(order.model, str(where))
     manifest, recipe = model.manifest, model.manifest.recipe or {}
     source = load(order)

@@ -1,22 +1,26 @@
 """The training loop, as the PyTorch tutorials teach it: forward, loss, zero_grad, backward, step."""
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn, optim
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
+from torch import Tensor, nn
 
+from models.architectures import head_of
 from models.classifier import Classifier
-from training.errors import Diverged, TrainingError
+from training.augmentation import augment, mix
+from training.device import dtype_of
+from training.errors import Diverged
 from training.measurement import answers
-from training.pixels import Split
+from training.optimizer import average_of, optimizer_of, schedule_of
+from training.pixels import Split, shuffled
 from training.recipe import Recipe
+
+BEGUN_ON = 5000  # training images from which a network computes its first weights, where it does
 
 
 @dataclass(frozen=True)
@@ -51,29 +55,53 @@ class Place:
 
 
 class Training:
-    """What changes from step to step: weights, optimiser, schedule, and the place in the recipe.
+    """What changes from step to step: weights and their average, optimiser, schedule, and the place in the recipe.
 
     No random generator is among it: each epoch's order, and each step's augmentation and dropout, are drawn by one of
     their own (`chance`), so that a run goes on anywhere as if it had never stopped.
     """
 
-    def __init__(self, classifier: Classifier, recipe: Recipe, device: torch.device, images: int) -> None:
-        """A run over so many training `images`, at its start."""
-        self.classifier, self.recipe, self.device = classifier.to(device), recipe, device
-        self.optimizer = optimizer_of(recipe, classifier.parameters())
-        steps = recipe.epochs * math.ceil(images / recipe.batch_size)
+    def __init__(self, classifier: Classifier, recipe: Recipe, device: torch.device, train: Split) -> None:
+        """A run over the images of `train`, at its start."""
+        if not recipe.weights:
+            begin(classifier, train, recipe.seed)
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.classifier, self.recipe, self.device = classifier.to(device).to(memory_format=layout), recipe, device
+        self.learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+        self.optimizer = optimizer_of(recipe, classifier.network)
+        self.batches = math.ceil(len(train.labels) / recipe.batch_size)  # an epoch
+        steps = recipe.epochs * math.ceil(self.batches / recipe.accumulate)
         self.schedule = schedule_of(recipe, self.optimizer, steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.average = average_of(recipe, classifier) if recipe.ema else None
         self.place = Place()
         self.history: list[Epoch] = []
         self.kept = 0  # the number of the best epoch
         self.best: dict[str, Tensor] = {}  # the network's weights after it
 
+    @property
+    def judged(self) -> Classifier:
+        """What is measured and kept: the average, where there is one."""
+        return cast(Classifier, self.average.module) if self.average else self.classifier
+
+    @property
+    def patient(self) -> bool:
+        """Whether there is hope for a better epoch."""
+        return self.recipe.patience is None or len(self.history) - self.kept < self.recipe.patience
+
+    @property
+    def over(self) -> bool:
+        """Whether the recipe came to its end."""
+        return len(self.history) == self.recipe.epochs or not self.patient
+
     def state_dict(self) -> dict[str, Any]:
         """All of it, in tensors and plain values."""
         return {
             "classifier": self.classifier.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "place": asdict(self.place),
             "history": [asdict(epoch) for epoch in self.history],
             "kept": self.kept,
@@ -83,11 +111,47 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.classifier.load_state_dict(state["classifier"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.place = Place(**state["place"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.kept, self.best = state["kept"], state["best"]
+
+    def step(self) -> None:
+        """Change the weights by the gradients, and the rate by the schedule."""
+        if self.recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.learning, self.recipe.clip_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.scaler.get_scale() >= scale:  # else fp16 overflowed: no step was made
+            self.schedule.step()
+            if self.average:
+                self.average.update_parameters(self.classifier)
+
+    def freeze(self) -> None:
+        """Let only the last layer learn in the epochs that are its own."""
+        head = head_of(self.classifier.network)
+        learning = set(self.learning)
+        for name, parameter in self.classifier.network.named_parameters():
+            alone = self.place.epoch <= self.recipe.head_epochs and not name.startswith(head)
+            parameter.requires_grad_(parameter in learning and not alone)
+
+
+def begin(classifier: Classifier, train: Split, seed: int) -> None:
+    """Let a network that computes weights from images before it learns do that."""
+    if not hasattr(classifier.network, "begin"):
+        return
+    some = shuffled(len(train.labels), BEGUN_ON, chance(seed, 0))[:1]
+    hook = classifier.network.register_forward_pre_hook(lambda network, images: network.begin(*images))
+    for pixels, _ in train.batches(some):
+        classifier.logits(pixels)
+    hook.remove()
 
 
 def chance(*key: int) -> torch.Generator:
@@ -103,36 +167,48 @@ def fit(
     Gives each epoch as it ends; one that is cut short does not count. `progress` is a bar.
     """
     recipe, classifier, device = training.recipe, training.classifier, training.device
-    criterion = nn.CrossEntropyLoss()
-    while (at := training.place).epoch <= recipe.epochs:
+    counts = torch.bincount(train.labels)
+    weights = counts.sum() / (len(counts) * counts.float())  # 1 where classes are equally frequent
+    criterion = nn.CrossEntropyLoss(
+        weights.to(device) if recipe.balance == "loss" else None, label_smoothing=recipe.label_smoothing
+    )
+    drawn = weights[train.labels] if recipe.balance == "sampling" else None
+    scores_of = torch.compile(classifier.logits) if recipe.compile else classifier.logits
+    dtype = dtype_of(recipe.precision, device)
+    while (at := training.place).epoch <= recipe.epochs and training.patient:
         started = time.perf_counter()
-        classifier.train()
-        for pixels, labels in train.batches(recipe.batch_size, chance(recipe.seed, at.epoch), at.step):
+        training.freeze()
+        chosen = shuffled(len(train.labels), recipe.batch_size, chance(recipe.seed, at.epoch), drawn)
+        for pixels, labels in train.batches(chosen[at.step :]):
             generator = chance(recipe.seed, at.epoch, at.step + 1)
             torch.manual_seed(generator.initial_seed())  # dropout
-            pixels = augment(pixels, recipe.flip, recipe.shift, generator).to(device)
+            pixels = augment(pixels.to(device), recipe, at.epoch, generator)
             labels = labels.to(device)
+            pixels, targets = mix(pixels, labels, recipe, len(counts))
 
-            logits = classifier.logits(pixels)
-            loss = criterion(logits, labels)
-            training.optimizer.zero_grad()
-            loss.backward()
-            training.optimizer.step()
-            training.schedule.step()
+            classifier.train()
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = scores_of(pixels)
+            loss = criterion(logits, targets)
+            together = min(recipe.accumulate, len(chosen) - at.step // recipe.accumulate * recipe.accumulate)
+            training.scaler.scale(loss / together).backward()
+            at.step += 1
+            made = at.step % recipe.accumulate == 0 or at.step == len(chosen)
+            if made:
+                training.step()
 
             if not math.isfinite(loss.item()):
                 told = f"the loss became {loss.item()} in epoch {at.epoch}"
                 raise Diverged(f"{told}; try a lower --lr than {recipe.lr:g}")
-            at.step += 1
             at.seen += len(labels)
             at.correct += int((logits.argmax(1) == labels).sum())
             at.loss += loss.item() * len(labels)
             progress.set_description(f"epoch {at.epoch}/{recipe.epochs}", refresh=False)
             progress.set_postfix(loss=f"{at.loss / at.seen:.3f}", accuracy=f"{at.correct / at.seen:.1%}", refresh=False)
             progress.update(len(labels))
-            if stopped():
+            if made and stopped():  # else gradients would be lost
                 return
-        scores = evaluate(classifier, validation, device) if validation else None
+        scores = evaluate(training.judged, validation, device) if validation else None
         lr, seconds = training.optimizer.param_groups[0]["lr"], time.perf_counter() - started
         epoch = Epoch(at.epoch, at.loss / at.seen, at.correct / at.seen, scores, lr, at.seen, seconds)
         best = training.history[training.kept - 1] if training.kept else None
@@ -140,8 +216,8 @@ def fit(
         training.place = Place(at.epoch + 1)
         if epoch.better_than(best):
             training.kept = epoch.number
-            weights = classifier.network.state_dict()
-            training.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            network = training.judged.network.state_dict()
+            training.best = {name: value.detach().cpu().clone() for name, value in network.items()}
         yield epoch
 
 
@@ -151,52 +227,3 @@ def evaluate(classifier: Classifier, split: Split, device: torch.device) -> tupl
     logits = answers(classifier.logits, split, device)
     loss = nn.functional.cross_entropy(logits, split.labels)
     return float(loss), float((logits.argmax(1) == split.labels).float().mean())
-
-
-def augment(pixels: Tensor, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images, then move each by up to `shift` px each way, edges repeated: uint8 (N, 3, S, S)."""
-    n, size = pixels.size(0), pixels.size(3)
-    if flip:
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-    if shift:
-        reach = torch.arange(size)
-        rows, columns = (
-            (reach + torch.randint(-shift, shift + 1, (n, 1), generator=generator)).clamp(0, size - 1) for _ in range(2)
-        )  # each (N, S): where every pixel comes from
-        pixels = pixels[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (N, S, S, 3)
-        pixels = pixels.permute(0, 3, 1, 2)
-    return pixels
-
-
-def optimizer_of(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    lr, decay, momentum = recipe.lr, recipe.weight_decay, recipe.momentum
-    if recipe.optimizer == "adam":
-        return optim.Adam(parameters, lr, weight_decay=decay)
-    return optim.SGD(parameters, lr, momentum, weight_decay=decay, nesterov=momentum > 0)
-
-
-def schedule_of(recipe: Recipe, optimizer: optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate at each of the run's `steps`."""
-    if recipe.schedule == "one-cycle":
-        # One more, for the rate that is set after the last step and never used. Adam's beta1 cycles with the rate, as
-        # torch has it by default; a momentum that was asked for stays.
-        cycle = recipe.optimizer == "adam"
-        return OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=steps + 1, cycle_momentum=cycle)
-    if recipe.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    return LambdaLR(optimizer, lambda _step: 1.0)
-
-
-def choose_device(name: str, seed: int = 0) -> torch.device:
-    """The device that `--device` names, with fp32 arithmetic (no TF32), fixed algorithms and seeded generators."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name != "auto" and not present[name]:
-        here = ", ".join(kind for kind, there in present.items() if there)
-        raise TrainingError(f"--device {name}: there is none that torch can use here; here is {here}")
-    # cuBLAS repeats itself only with a fixed workspace; read when CUDA starts (CUDA toolkit, cuBLAS, reproducibility).
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    torch.manual_seed(seed)
-    return torch.device(next(kind for kind, there in present.items() if there) if name == "auto" else name)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.classifier import Classifier
 from models.manifest import Accuracy, Metrics
-from training.pixels import Split
+from training.pixels import Split, in_order
 
 BATCH = 64  # images; bounds memory, not a choice of the recipe
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile, for 95 % intervals
@@ -115,7 +115,7 @@ def surest_mistakes(probabilities: Tensor, split: Split) -> list[Mistake]:
     if not len(wrong):
         return []
     chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-    pixels = torch.cat([pixels for pixels, _ in split.take(chosen).batches(BATCH)])
+    pixels = torch.cat([pixels for pixels, _ in split.batches(torch.split(chosen, BATCH))])
     told = zip(pixels, answer[chosen].tolist(), split.labels[chosen].tolist(), confidence[chosen].tolist(), strict=True)
     return [Mistake(*mistake) for mistake in told]
 
@@ -125,7 +125,7 @@ def slices(split: Split, right: Tensor) -> dict[str, dict[str, Accuracy]]:
     values = torch.cat(
         [
             torch.stack([grey.mean((1, 2)), grey.std((1, 2))], 1)
-            for grey in (pixels.float().mean(1) for pixels, _ in split.batches(BATCH))
+            for grey in (pixels.float().mean(1) for pixels, _ in split.batches(in_order(len(split.labels), BATCH)))
         ]
     )  # (N, 2)
     found: dict[str, dict[str, Accuracy]] = {}
@@ -141,7 +141,9 @@ def slices(split: Split, right: Tensor) -> dict[str, dict[str, Accuracy]]:
 @torch.no_grad()
 def answers(model: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Tensor:
     """What `model` makes of every image in order: float32 (N, K), on the CPU."""
-    return torch.cat([model(pixels.to(device)).cpu() for pixels, _ in split.batches(BATCH)])
+    return torch.cat(
+        [model(pixels.to(device)).cpu() for pixels, _ in split.batches(in_order(len(split.labels), BATCH))]
+    )
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -41,12 +41,10 @@ class InMemory:
         """The images at `indices` int64 (M,)."""
         return InMemory(self.pixels[indices], self.labels[indices])
 
-    def batches(
-        self, size: int, generator: torch.Generator | None = None, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of up to `size` images: all in order, or shuffled by `generator`; from batch `start` on."""
-        for indices in order(len(self.labels), size, generator)[start:]:
-            yield self.pixels[indices], self.labels[indices]
+    def batches(self, chosen: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels, where they lie, and labels of each batch of indices int64 (M,)."""
+        for indices in chosen:
+            yield self.pixels[indices.to(self.pixels.device)], self.labels[indices]
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,9 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
         """Batches of what `__getitem__` gives, in the `order` that `DataLoader` takes."""
         return iter(DataLoader(self, num_workers=self.workers, worker_init_fn=ignore_ctrl_c, **order))
 
-    def batches(
-        self, size: int, generator: torch.Generator | None = None, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, chosen: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """As `InMemory.batches`; a file that was readable before may no longer be."""
-        chosen = [indices.tolist() for indices in order(len(self), size, generator)[start:]]
-        for pixels, labels, _, problems in self.loader(batch_sampler=chosen, generator=generator):
+        for pixels, labels, _, problems in self.loader(batch_sampler=[indices.tolist() for indices in chosen]):
             if problem := max(problems):
                 raise TrainingError(f"a picture changed while training: {problem}")
             yield pixels, labels
@@ -97,11 +92,21 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
 Split = InMemory | Decoded
 
 
-def order(count: int, size: int, generator: torch.Generator | None) -> list[Tensor]:
-    """The indices of each batch; shuffled, without a last batch of one: batch normalisation cannot learn from it."""
-    if generator is None:
-        return list(torch.split(torch.arange(count), size))
-    batches = list(torch.split(torch.randperm(count, generator=generator), size))
+def in_order(count: int, size: int) -> Sequence[Tensor]:
+    """The indices of each batch of `count` images."""
+    return torch.split(torch.arange(count), size)
+
+
+def shuffled(count: int, size: int, generator: torch.Generator, weights: Tensor | None = None) -> Sequence[Tensor]:
+    """The same, drawn: each image once or, with `weights` float (count,), each time any, in their proportion.
+
+    Without a last batch of one: batch normalisation cannot learn from it.
+    """
+    if weights is None:
+        drawn = torch.randperm(count, generator=generator)
+    else:
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    batches = torch.split(drawn, size)
     return batches[:-1] if size > 1 and len(batches) > 1 and len(batches[-1]) == 1 else batches
 
 

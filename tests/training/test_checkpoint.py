@@ -17,6 +17,7 @@ from tests.training.test_loop import CPU, colours, digest, recipe
 from training import checkpoint, loop
 from training.__main__ import main
 from training.checkpoint import Checkpoints
+from training.device import choose_device
 from training.errors import TrainingError
 from training.loop import Training
 from training.recipe import Recipe
@@ -27,8 +28,8 @@ STEPS = 18  # of the recipe: 96 images in batches of 16, 3 epochs
 
 
 def started(chosen: Recipe) -> Training:
-    loop.choose_device("cpu", chosen.seed)
-    return Training(build(chosen, 2), chosen, CPU, 96)
+    choose_device("cpu", chosen.seed)
+    return Training(build(chosen, 2), chosen, CPU, colours(96, 1))
 
 
 def run(training: Training, steps: int = 1000) -> Training:
@@ -46,7 +47,18 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("chosen", [recipe(schedule="one-cycle"), recipe(optimizer="sgd", schedule="cosine", lr=0.1)])
+RECIPES = {
+    "adam": recipe(schedule="one-cycle"),
+    "sgd": recipe(optimizer="sgd", schedule="cosine", warm_up=0.2, lr=0.1),
+    "averaged, in bf16, two batches a step": recipe(ema=0.9, precision="bf16", accumulate=2, channels_last=True),
+    "everything that is drawn": recipe(
+        mixup=0.2, cutmix=1.0, trivial_augment=True, erase=0.5, least_area=0.5, balance="sampling", optimizer="adamw"
+    ),
+    "the last layer first": recipe(head_epochs=1, backbone_lr=0.1, label_smoothing=0.1, clip_norm=1.0),
+}
+
+
+@pytest.mark.parametrize("chosen", RECIPES.values(), ids=RECIPES)
 def test_a_run_that_stops_after_any_step_ends_in_the_same_weights(chosen: Recipe) -> None:
     whole = run(started(chosen))
     for steps in range(1, STEPS):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.training.conftest import PhotoFolder
 from training import folder, pixels
 from training.data import Images, Source, divided
-from training.pixels import Decoded, InMemory
+from training.pixels import Decoded, InMemory, in_order, shuffled
 
 
 def numbered(counts: Sequence[int]) -> Images:
@@ -53,12 +53,25 @@ def test_no_validation_means_every_image_is_trained_on() -> None:
 def test_batches_hold_every_image_in_order(count: int) -> None:
     split = InMemory(torch.arange(count).view(-1, 1, 1, 1), torch.arange(count))
 
-    assert list(range(count)) == torch.cat([labels for _, labels in split.batches(8)]).tolist()
+    assert list(range(count)) == torch.cat([labels for _, labels in split.batches(in_order(count, 8))]).tolist()
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_drawing_by_weight_shows_rare_classes_as_often_as_others() -> None:
+    labels = torch.tensor([0] * 900 + [1] * 100)
+    weights = torch.tensor([1 / 900, 1 / 100])[labels]
+    drawn = labels[torch.cat(list(shuffled(1000, 64, seeded(0), weights)))]
+
+    assert 1000 == len(drawn)
+    assert 400 < int(drawn.sum()) < 600
 
 
 def test_shuffled_batches_hold_every_image_but_a_last_one_alone() -> None:
     split = InMemory(torch.arange(17).view(-1, 1, 1, 1), torch.arange(17))
-    batches = [labels for _, labels in split.batches(8, torch.Generator().manual_seed(1))]
+    batches = [labels for _, labels in split.batches(shuffled(17, 8, seeded(1)))]
 
     assert [8, 8] == [len(labels) for labels in batches]
     assert 16 == len(set(torch.cat(batches).tolist()))
@@ -78,7 +91,7 @@ def test_pixels_decoded_by_workers_are_those_kept_in_memory(
 
     for seed in (None, 3):
         expected, found = (
-            list(split.batches(7, None if seed is None else torch.Generator().manual_seed(seed)))
+            list(split.batches(in_order(36, 7) if seed is None else shuffled(36, 7, seeded(seed))))
             for split in (kept, decoded)
         )
         assert len(expected) == len(found)

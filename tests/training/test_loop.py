@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from models.classifier import Classifier
 from training import loop
+from training.device import choose_device
 from training.errors import Diverged
-from training.loop import Epoch, Training, augment, fit
+from training.loop import Epoch, Training, fit
+from training.optimizer import parameter_groups, share
 from training.pixels import InMemory
 from training.recipe import Recipe
 from training.terminal import bar
@@ -28,17 +29,21 @@ def colours(n: int, seed: int) -> InMemory:
 
 
 def recipe(**values: Any) -> Recipe:
-    return Recipe(arch="compact_cnn", input_size=16, batch_size=16, epochs=3, flip=True, shift=2, **values)
+    return some(arch="compact_cnn", input_size=16, batch_size=16, epochs=3, flip=True, shift=2, **values)
+
+
+def some(**values: Any) -> Recipe:
+    return Recipe(**values)
 
 
 def trained(
     recipe: Recipe, *, stop_after: int | None = None, validated: bool = True
 ) -> tuple[Classifier, list[Epoch], list[int]]:
     """A classifier after `fit`, the epochs, and the numbers of those kept."""
-    loop.choose_device("cpu", recipe.seed)
+    choose_device("cpu", recipe.seed)
     classifier = build(recipe, 2)
     batches = iter(range(1_000_000))
-    training, kept = Training(classifier, recipe, CPU, 96), list[int]()
+    training, kept = Training(classifier, recipe, CPU, colours(96, seed=1)), list[int]()
     for _ in fit(
         training,
         colours(96, seed=1),
@@ -55,8 +60,8 @@ def digest(classifier: Classifier) -> str:
     return hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state))).hexdigest()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "one-cycle"])
 def test_the_same_seed_gives_the_same_weights(optimizer: str, schedule: str) -> None:
     chosen = recipe(optimizer=optimizer, schedule=schedule, lr=1e-2)
 
@@ -73,12 +78,38 @@ def test_the_loss_falls() -> None:
     assert losses[-1] < losses[0] / 2
 
 
+SCHEDULES = ("constant", "cosine", "linear", "one-cycle")
+
+
 def test_a_schedule_sets_the_learning_rate_over_the_whole_run() -> None:
-    ends = {name: trained(recipe(schedule=name))[1][-1].lr for name in ("constant", "cosine", "one-cycle")}
+    ends = {name: trained(recipe(schedule=name))[1][-1].lr for name in SCHEDULES}
 
     assert ends["constant"] == 1e-3
     assert ends["cosine"] == pytest.approx(0, abs=1e-9)
+    assert ends["linear"] == pytest.approx(0, abs=1e-9)
     assert ends["one-cycle"] < 1e-7
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_rate_that_warms_up_is_highest_at_the_end_of_that(schedule: str) -> None:
+    chosen = some(schedule=schedule, warm_up=0.25)
+    rates = [share(chosen, step / 100) for step in range(101)]
+
+    assert rates[0] == pytest.approx(0.2)
+    assert 25 == rates.index(max(rates))
+    assert rates[25] == 1
+    assert rates[100] == pytest.approx(0)
+    assert sorted(rates[:26]) == rates[:26]
+    assert sorted(rates[25:], reverse=True) == rates[25:]
+
+
+def test_rates_and_decay_differ_by_layer_and_kind() -> None:
+    chosen = some(arch="compact_cnn", lr=0.1, backbone_lr=0.1, bias_lr=4, weight_decay=0.3)
+    groups = list(parameter_groups(chosen, build(chosen, 2).network))
+
+    told = [(group["lr"], group["weight_decay"]) for group in groups]
+    assert [pytest.approx(pair) for pair in [(0.1, 0.3), (0.4, 0), (0.01, 0.3), (0.04, 0)]] == told
+    assert sum(len(group["params"]) for group in groups) == len(list(build(chosen, 2).network.parameters()))
 
 
 def test_the_best_epoch_by_validation_accuracy_is_kept_and_ties_go_to_the_lower_loss() -> None:
@@ -126,33 +157,90 @@ def test_training_changes_neither_the_validation_images_nor_the_temperature() ->
     assert accuracy == loop.evaluate(classifier, colours(40, seed=2), CPU)
 
 
-def gradient(n: int) -> Tensor:
-    """Images whose every pixel tells its column, and in another channel its row: uint8 (n, 3, 16, 16)."""
-    place = torch.arange(16, dtype=torch.uint8)
-    image = torch.stack([place.expand(16, 16), place[:, None].expand(16, 16), torch.zeros(16, 16, dtype=torch.uint8)])
-    return image.repeat(n, 1, 1, 1)
+def test_an_average_is_what_is_measured_and_kept() -> None:
+    choose_device("cpu", 0)
+    training = Training(build(recipe(ema=0.99), 2), recipe(ema=0.99), CPU, colours(96, seed=1))
+    list(fit(training, colours(96, seed=1), colours(40, seed=2), lambda: False, bar(1, "test")))
+    name = next(iter(training.best))
+
+    assert training.judged is not training.classifier
+    assert torch.equal(training.best[name], training.judged.network.state_dict()[name])
+    assert not torch.equal(training.best[name], training.classifier.network.state_dict()[name])
 
 
-def test_augmentation_mirrors_half_of_the_images_and_leaves_the_others() -> None:
-    pixels = gradient(400)
-    changed = augment(pixels, flip=True, shift=0, generator=torch.Generator().manual_seed(0))
-    mirrored = (changed == pixels.flip(3)).flatten(1).all(1)
+def test_an_average_of_nothing_is_the_last_weights() -> None:
+    plain, averaged = trained(recipe())[0], trained(recipe(ema=1e-9))[0]
 
-    assert torch.equal(mirrored, ~(changed == pixels).flatten(1).all(1))
-    assert 150 < int(mirrored.sum()) < 250
+    assert digest(plain) == digest(averaged)
 
 
-def test_augmentation_moves_each_image_by_itself_and_repeats_its_edges() -> None:
-    changed = augment(gradient(200), flip=False, shift=3, generator=torch.Generator().manual_seed(0)).int()
-    across, down = changed[:, 0, 0, 8] - 8, changed[:, 1, 8, 0] - 8
+def test_batches_that_make_one_step_give_the_gradient_of_one_large_batch() -> None:
+    weights = []
+    for size, accumulate in ((96, 1), (24, 4)):
+        chosen = some(batch_size=size, accumulate=accumulate, epochs=3, optimizer="sgd", lr=0.1)
+        choose_device("cpu", 0)
+        training = Training(build(chosen, 2), chosen, CPU, resized(colours(96, seed=1)))
+        list(fit(training, resized(colours(96, seed=1)), None, lambda: False, bar(1, "test")))
+        weights.append(training.best)
 
-    assert set(range(-3, 4)) == set(across.tolist()) == set(down.tolist())
-    place = torch.arange(16)
-    assert torch.equal(changed[:, 0, 5], (place + across[:, None]).clamp(0, 15))
-    assert torch.equal(changed[:, 1, :, 5], (place + down[:, None]).clamp(0, 15))
+    assert all(torch.allclose(value, weights[1][name], atol=1e-5) for name, value in weights[0].items())
 
 
-def test_no_augmentation_is_none() -> None:
-    pixels = gradient(3)
+def resized(split: InMemory) -> InMemory:
+    """For SimpleCNN, which has no batch normalisation: 32 px."""
+    return InMemory(split.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), split.labels)
 
-    assert augment(pixels, flip=False, shift=0, generator=torch.Generator()) is pixels
+
+def test_training_ends_when_no_epoch_was_better_for_long_enough() -> None:
+    _, history, kept = trained(recipe(lr=1e-9, patience=1).model_copy(update={"epochs": 30}))
+
+    assert len(history) == kept[-1] + 1 < 30
+
+
+def test_the_last_layer_learns_first_where_that_is_asked_for() -> None:
+    chosen = recipe(head_epochs=3)
+    choose_device("cpu", 0)
+    training = Training(build(chosen, 2), chosen, CPU, colours(96, seed=1))
+    before = {name: value.clone() for name, value in training.classifier.network.named_parameters()}
+    list(fit(training, colours(96, seed=1), None, lambda: False, bar(1, "test")))
+    after = dict(training.classifier.network.named_parameters())
+
+    assert {"classifier.weight", "classifier.bias"} == {
+        name for name, value in before.items() if not torch.equal(value, after[name])
+    }
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_precision_learns(precision: str, channels_last: bool) -> None:
+    losses = [epoch.loss for epoch in trained(recipe(lr=1e-2, precision=precision, channels_last=channels_last))[1]]
+
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("balance", ["loss", "sampling"])
+def test_balance_lets_a_rare_class_be_learnt(balance: str) -> None:
+    """Of 100 pictures that cannot be told apart, 10 are of class 1: an honest answer is 0.1, a balanced one 0.5."""
+    split = InMemory(torch.zeros(100, 3, 16, 16, dtype=torch.uint8), torch.tensor([1] * 10 + [0] * 90))
+    answers: dict[str, float] = {}
+    for chosen in (recipe(), recipe(balance=balance)):
+        chosen = chosen.model_copy(update={"epochs": 20, "lr": 1e-2, "batch_size": 50})
+        choose_device("cpu", 0)
+        training = Training(build(chosen, 2), chosen, CPU, split)
+        list(fit(training, split, None, lambda: False, bar(1, "test")))
+        training.classifier.eval()
+        answers[chosen.balance] = float(training.classifier(split.pixels[:1]).detach()[0, 1])
+
+    assert answers["none"] < 0.25
+    assert 0.35 < answers[balance] < 0.65
+
+
+def test_a_network_that_begins_from_images_does_so_before_its_first_step() -> None:
+    chosen = some(arch="airbench93", batch_size=32)
+    choose_device("cpu", 0)
+    training = Training(build(chosen, 2), chosen, CPU, resized(colours(96, seed=1)))
+    pixels = resized(colours(96, seed=1)).pixels
+    whiten = training.classifier.network.get_submodule("whiten")
+    patches = whiten((pixels / 255 - 0.5) / 0.5).permute(0, 2, 3, 1).flatten(0, 2)[:, :12]
+
+    assert torch.allclose((patches.T @ patches) / len(patches), torch.eye(12), atol=0.2)
