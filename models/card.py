@@ -12,6 +12,7 @@ def card(manifest: Manifest) -> str:
         ("Input", f"RGB, {manifest.input_size} x {manifest.input_size} px, centre crop {manifest.crop:g}"),
         ("Validation accuracy", told(metrics.validation)),
         ("Test accuracy", told(metrics.test)),
+        ("Unknown below", unknown(manifest)),
         ("Temperature", f"{manifest.temperature:.3f}"),
         ("Data fingerprint", manifest.data_fingerprint or "unknown"),
         (
@@ -27,7 +28,8 @@ def card(manifest: Manifest) -> str:
     return f"""# {manifest.name}
 
 An image classifier for {len(manifest.classes)} classes. It answers for every picture, also for pictures of none of
-them: probabilities are calibrated for pictures like those it was validated on, and mean little for others.
+them: probabilities are calibrated for pictures like those it was validated on, and mean little for others. A first
+answer of a probability below the threshold, if one is told here, should be taken as "unknown".
 
 | | |
 |---|---|
@@ -45,3 +47,14 @@ def told(accuracy: Accuracy | None) -> str:
         return "not measured"
     low, high = accuracy.interval
     return f"{accuracy.value:.2%} of {accuracy.n:,} images (95 % interval {low:.2%} to {high:.2%})"
+
+
+def unknown(manifest: Manifest) -> str:
+    """The threshold and what it was measured to do, or that there is none."""
+    if manifest.unknown_threshold is None:
+        return "no threshold was chosen"
+    measured = manifest.metrics and manifest.metrics.unknown
+    refused = (
+        [f"{part.refused:.1%} of {part.n:,} {name}" for name, part in measured.strangers.items()] if measured else []
+    )
+    return f"{manifest.unknown_threshold:.3f}" + (f"; refuses {', '.join(refused)}" if refused else "")

@@ -35,12 +35,33 @@ class Accuracy(Record):
     interval: tuple[Fraction, Fraction]
 
 
+class Strangers(Record):
+    """Of `n` images of no class: the share below the unknown threshold, and how well confidence tells them apart."""
+
+    n: Annotated[int, Field(gt=0)]
+    refused: Fraction
+    auroc: Fraction
+
+
+class Unknown(Record):
+    """What the unknown threshold does: chosen to leave a share `coverage` of validation images known.
+
+    Measured on test images, else validation images: the share that is known, and the share of those that is right.
+    """
+
+    coverage: Fraction
+    known: Fraction
+    accuracy: Fraction | None
+    strangers: dict[str, Strangers]
+
+
 class Metrics(Record):
     """What was measured before export; `test` is null where there was no test split."""
 
     validation: Accuracy | None = None
     test: Accuracy | None = None
     calibration_error: Fraction | None = None
+    unknown: Unknown | None = None
 
 
 class Manifest(Record):

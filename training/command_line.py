@@ -43,7 +43,13 @@ class Train(Recipe, Data):
         ge=1,
         description="train so often, with --seed and those after it: mean and spread; the best is published",
     )
+    unlike: Path | None = Field(
+        None, description="a folder of pictures of none of the classes, to measure the unknown threshold (else drawn)"
+    )
     skip_bad: bool = Field(False, description="leave unreadable pictures out, listed in RUN/quarantine.csv")
+    log: Literal["csv", "tensorboard"] = Field(
+        "csv", description="RUN/epochs.csv, written as epochs end; tensorboard: RUN/tensorboard/ too"
+    )
     run: Path | None = Field(None, description="folder for checkpoints/ and reports/ (else runs/NAME-TIME)")
 
 
@@ -51,6 +57,7 @@ class Evaluate(Data):
     """Measure an artifact's accuracy on labelled images."""
 
     model: Path = Field(Path("artifacts/model.pt"), description="the artifact")
+    views: bool = Field(False, description="tell the accuracy of the mean over 6 views (mirrored, moved) too")
     split: str | None = Field(None, description="train, val or test (else test or val; all where there are no splits)")
     workers: Workers = None
     device: Device = "auto"

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,54 +19,67 @@ from models import archive, artifact
 from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Architecture
-from training import checkpoint, cifar10, comparison, folder, inspection, loop, report, shapes10, weights
+from training import checkpoint, cifar10, comparison, folder, inspection, log, loop, report, shapes10, weights
 from training.command_line import PROGRAM, Check, Compare, Data, Evaluate, Export, Resume, Train
 from training.data import Images, Source
 from training.device import choose_device
 from training.errors import TrainingError
 from training.findings import KINDS, Finding
-from training.measurement import BATCH, answers, confusion, measure
+from training.measurement import BATCH, answers, confusion, measure, viewed
 from training.pixels import Prepared, in_order, prepare
+from training.ranks import joined
 from training.recipe import Recipe
 from training.terminal import bar, interruptible, say
+from training.unknown import strangers
 
 
 def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
     """Train a classifier, from the start or from what a checkpoint `saved`, and publish its artifact.
 
     Whether its recipe came to its end. KeyboardInterrupt before the first epoch ended, nothing written. After SIGTERM
-    there is a checkpoint, no artifact; after Ctrl-C an artifact of the best epoch so far.
+    there is a checkpoint, no artifact; after Ctrl-C an artifact of the best epoch so far. Where torchrun started
+    several processes, they do it together.
     """
     check_target(order.out)
-    if order.run is not None and (order.run.exists() and not order.run.is_dir()):
-        raise TrainingError(f"--run {order.run} is a file; name a folder")
+    for flag, path in (("run", order.run), ("unlike", order.unlike)):
+        if path is not None and path.exists() and not path.is_dir():
+            raise TrainingError(f"--{flag} {path} is a file; name a folder")
+    log.check(order.log)
     where = choose_device(order.device, order.seed)
     say(report.SHAPES10 if order.data == "shapes10" else f"reading {order.data}")
     source = load(order).validated(order.val, order.seed)
     name = order.name or source.name
-    run = order.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not saved and (run / "checkpoints" / checkpoint.LAST).exists():
-        raise TrainingError(f"--run {run} holds a run: name another folder, or go on with it: {PROGRAM} resume {run}")
-    order = order.model_copy(update={"run": run, "name": name})
-    with checkpoint.alone(run):
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(where))
+        run = ranks.agreed(order.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if not ranks.first:  # what it writes, the first writes too
+            run = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        if not saved and (run / "checkpoints" / checkpoint.LAST).exists():
+            again = f"{PROGRAM} resume {run}"
+            raise TrainingError(f"--run {run} holds a run: name another folder, or go on with it: {again}")
+        order = order.model_copy(update={"run": run, "name": name})
+        stack.enter_context(checkpoint.alone(run))
         classifier = weights.build(order, len(source.classes))
         prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run, order.skip_bad)
-        say(report.plan(source.name, len(source.classes), prepared, order, where))
-        training = loop.Training(classifier, order, where, prepared.splits["train"])
+        prepared = prepared.on(where)
+        say(report.plan(source.name, len(source.classes), prepared, order, where, ranks))
+        training = loop.Training(classifier, order, where, prepared.splits["train"], ranks)
         if saved:
             if saved["data"] != prepared.fingerprint:
                 raise TrainingError(f"the pictures of {order.data} are not those that the run in {run} began with")
             training.load_state_dict(saved["training"])
             say(report.resumed(training.place))
-        if fit(training, prepared, order):
-            publish(training, prepared, source, order)
-        else:
+        if not fit(training, prepared, order):
             say(report.suspended(training, run))
+        elif ranks.first:
+            publish(training, prepared, source, order)
     return training.over
 
 
 def train_seeds(order: Train) -> None:
     """Train once for each of several seeds, tell mean and spread, and publish the best on validation images."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError(f"--seeds {order.seeds}: not under torchrun, which is for one run; start it without")
     check_target(order.out)
     run = order.run or Path("runs") / f"{order.name or Path(order.data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     parts = [
@@ -96,6 +111,7 @@ def fit(training: loop.Training, prepared: Prepared, order: Train) -> bool:
     assert order.run
     folder = order.run / "checkpoints"
     checkpoints = checkpoint.Checkpoints(folder)
+    writer = log.Log(order.run, order.log == "tensorboard")
     train, validation = prepared.splits["train"], prepared.splits.get("val")
     images = order.epochs * len(train.labels)
     done = (training.place.epoch - 1) * len(train.labels) + training.place.seen
@@ -115,15 +131,19 @@ def fit(training: loop.Training, prepared: Prepared, order: Train) -> bool:
             weights.save_checkpoint(folder / "best.pt", training.best, training.kept)
         for epoch in loop.fit(training, train, validation, stopped, progress):
             say(report.epoch(epoch, order.epochs))
+            writer.write(training.history)
             if epoch.number == training.kept:
                 weights.save_checkpoint(folder / "best.pt", training.best, training.kept)
             if checkpoints.due(mid_epoch=False):
                 save()
-        if training.history or asked() == signal.SIGTERM:
+        ended, left = training.ranks.summed(
+            (asked() == signal.SIGTERM, asked() == signal.SIGINT), training.device
+        )  # as one was told, all are
+        if training.history or ended:
             save()
-    if asked() == signal.SIGTERM:
+    if ended:
         return False
-    if not training.history:
+    if left and not training.history:
         raise KeyboardInterrupt
     training.classifier.network.load_state_dict(training.best)
     return True
@@ -138,7 +158,14 @@ def publish(training: loop.Training, prepared: Prepared, source: Source, order: 
     seconds = sum(epoch.seconds for epoch in history)
     say(report.trained(history, kept, order, seconds))
 
-    figures = measure(classifier, prepared.splits, where)
+    figures = measure(
+        classifier,
+        prepared.splits,
+        where,
+        views=order.views,
+        coverage=order.coverage,
+        strangers=strangers(classifier, source.name, order.unlike),
+    )
     say(report.measured(figures, source.classes))
     recipe = order.model_dump(mode="json", include=set(Recipe.model_fields)) | {
         "data": source.name,
@@ -161,6 +188,7 @@ def publish(training: loop.Training, prepared: Prepared, source: Source, order: 
         recipe=recipe,
         data_fingerprint=prepared.fingerprint,
         metrics=figures.metrics,
+        unknown_threshold=figures.unknown_threshold,
     )
     sizes = {name: len(split.labels) for name, split in prepared.splits.items()}
     document = {
@@ -201,7 +229,8 @@ def evaluate(order: Evaluate) -> None:
     images = Images(source.splits[name].pictures, places[source.splits[name].labels])
     split = prepare(Source(source.name, manifest.classes, {name: images}), *sizes).splits[name]
     matrix = confusion(answers(model.module, split, where).argmax(1), split.labels, len(manifest.classes))
-    say(report.evaluated(manifest, source, "all" if unseen and name == "train" else name, matrix))
+    views = viewed(model.module.logits, split, where) if order.views else None
+    say(report.evaluated(manifest, source, "all" if unseen and name == "train" else name, matrix, views))
 
 
 def check(order: Check) -> bool:

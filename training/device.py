@@ -19,7 +19,9 @@ def choose_device(name: str, seed: int = 0) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.manual_seed(seed)
-    return torch.device(next(kind for kind, there in present.items() if there) if name == "auto" else name)
+    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
+    # torchrun starts a process for each GPU of a machine and numbers them.
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from training.errors import Diverged
 from training.measurement import answers
 from training.optimizer import average_of, optimizer_of, schedule_of
 from training.pixels import Split, shuffled
+from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 
 BEGUN_ON = 5000  # training images from which a network computes its first weights, where it does
@@ -54,6 +55,18 @@ class Place:
     loss: float = 0.0
 
 
+class Scores(nn.Module):
+    """A classifier up to its logits, as the loss takes them."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits float32 (N, K) of uint8 (N, 3, S, S)."""
+        return self.classifier.logits(pixels)
+
+
 class Training:
     """What changes from step to step: weights and their average, optimiser, schedule, and the place in the recipe.
 
@@ -61,12 +74,15 @@ class Training:
     their own (`chance`), so that a run goes on anywhere as if it had never stopped.
     """
 
-    def __init__(self, classifier: Classifier, recipe: Recipe, device: torch.device, train: Split) -> None:
-        """A run over the images of `train`, at its start."""
+    def __init__(
+        self, classifier: Classifier, recipe: Recipe, device: torch.device, train: Split, ranks: Ranks = ALONE
+    ) -> None:
+        """A run over the images of `train`, at its start, in each of `ranks`."""
         if not recipe.weights:
             begin(classifier, train, recipe.seed)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.classifier, self.recipe, self.device = classifier.to(device).to(memory_format=layout), recipe, device
+        self.ranks = ranks
         self.learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         self.optimizer = optimizer_of(recipe, classifier.network)
         self.batches = math.ceil(len(train.labels) / recipe.batch_size)  # an epoch
@@ -166,51 +182,24 @@ def fit(
 
     Gives each epoch as it ends; one that is cut short does not count. `progress` is a bar.
     """
-    recipe, classifier, device = training.recipe, training.classifier, training.device
-    counts = torch.bincount(train.labels)
-    weights = counts.sum() / (len(counts) * counts.float())  # 1 where classes are equally frequent
+    recipe, device, ranks = training.recipe, training.device, training.ranks
+    weights = class_weights(train.labels)
     criterion = nn.CrossEntropyLoss(
         weights.to(device) if recipe.balance == "loss" else None, label_smoothing=recipe.label_smoothing
     )
-    drawn = weights[train.labels] if recipe.balance == "sampling" else None
-    scores_of = torch.compile(classifier.logits) if recipe.compile else classifier.logits
-    dtype = dtype_of(recipe.precision, device)
+    drawn_by = weights[train.labels] if recipe.balance == "sampling" else None
+    scores = Scores(training.classifier)
+    if recipe.compile:
+        scores.compile()
     while (at := training.place).epoch <= recipe.epochs and training.patient:
         started = time.perf_counter()
+        chosen = shuffled(len(train.labels), recipe.batch_size, chance(recipe.seed, at.epoch), drawn_by)
         training.freeze()
-        chosen = shuffled(len(train.labels), recipe.batch_size, chance(recipe.seed, at.epoch), drawn)
-        for pixels, labels in train.batches(chosen[at.step :]):
-            generator = chance(recipe.seed, at.epoch, at.step + 1)
-            torch.manual_seed(generator.initial_seed())  # dropout
-            pixels = augment(pixels.to(device), recipe, at.epoch, generator)
-            labels = labels.to(device)
-            pixels, targets = mix(pixels, labels, recipe, len(counts))
-
-            classifier.train()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = scores_of(pixels)
-            loss = criterion(logits, targets)
-            together = min(recipe.accumulate, len(chosen) - at.step // recipe.accumulate * recipe.accumulate)
-            training.scaler.scale(loss / together).backward()
-            at.step += 1
-            made = at.step % recipe.accumulate == 0 or at.step == len(chosen)
-            if made:
-                training.step()
-
-            if not math.isfinite(loss.item()):
-                told = f"the loss became {loss.item()} in epoch {at.epoch}"
-                raise Diverged(f"{told}; try a lower --lr than {recipe.lr:g}")
-            at.seen += len(labels)
-            at.correct += int((logits.argmax(1) == labels).sum())
-            at.loss += loss.item() * len(labels)
-            progress.set_description(f"epoch {at.epoch}/{recipe.epochs}", refresh=False)
-            progress.set_postfix(loss=f"{at.loss / at.seen:.3f}", accuracy=f"{at.correct / at.seen:.1%}", refresh=False)
-            progress.update(len(labels))
-            if made and stopped():  # else gradients would be lost
-                return
-        scores = evaluate(training.judged, validation, device) if validation else None
+        if not learn(training, ranks.together(scores), criterion, train, chosen, stopped, progress):
+            return
+        figures = evaluate(training.judged, validation, device, ranks) if validation else None
         lr, seconds = training.optimizer.param_groups[0]["lr"], time.perf_counter() - started
-        epoch = Epoch(at.epoch, at.loss / at.seen, at.correct / at.seen, scores, lr, at.seen, seconds)
+        epoch = Epoch(at.epoch, at.loss / at.seen, at.correct / at.seen, figures, lr, at.seen, seconds)
         best = training.history[training.kept - 1] if training.kept else None
         training.history.append(epoch)
         training.place = Place(at.epoch + 1)
@@ -221,9 +210,62 @@ def fit(
         yield epoch
 
 
-def evaluate(classifier: Classifier, split: Split, device: torch.device) -> tuple[float, float]:
-    """Mean loss (nats) and accuracy."""
+def learn(
+    training: Training,
+    scores_of: nn.Module,
+    criterion: nn.Module,
+    train: Split,
+    chosen: Sequence[Tensor],
+    stopped: Callable[[], bool],
+    progress: Any,
+) -> bool:
+    """Learn from the batches of indices that are `chosen` for this epoch; False where `stopped` ends it."""
+    recipe, device, ranks, at = training.recipe, training.device, training.ranks, training.place
+    dtype, classes = dtype_of(recipe.precision, device), len(torch.bincount(train.labels))
+    parts = ranks.parts(chosen)
+    for pixels, labels in train.batches(parts[at.step :]):
+        generator = chance(recipe.seed, at.epoch, at.step + 1, *([] if ranks.first else [ranks.rank]))
+        torch.manual_seed(generator.initial_seed())  # dropout
+        labels = labels.to(device)
+        pixels = augment(pixels.to(device), recipe, at.epoch, generator)
+        pixels, targets = mix(pixels, labels, recipe, classes)
+
+        training.classifier.train()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = scores_of(pixels)
+        loss = criterion(logits, targets)
+        # The mean over the whole batch, of which this may be a part, and over the batches that make one step.
+        share = len(labels) * ranks.count / len(chosen[at.step])
+        together = min(recipe.accumulate, len(parts) - at.step // recipe.accumulate * recipe.accumulate)
+        training.scaler.scale(loss * (share / together)).backward()
+        at.step += 1
+        whole = at.step % recipe.accumulate == 0 or at.step == len(parts)
+        if whole:
+            training.step()
+
+        right = int((logits.argmax(1) == labels).sum())
+        lost, seen, correct = ranks.summed((loss.item() * len(labels), len(labels), right), device)
+        if not math.isfinite(lost):
+            told = f"the loss became {lost / seen} in epoch {at.epoch}"
+            raise Diverged(f"{told}; try a lower --lr than {recipe.lr:g}")
+        at.loss, at.seen, at.correct = at.loss + lost, at.seen + int(seen), at.correct + int(correct)
+        progress.set_description(f"epoch {at.epoch}/{recipe.epochs}", refresh=False)
+        progress.set_postfix(loss=f"{at.loss / at.seen:.3f}", accuracy=f"{at.correct / at.seen:.1%}", refresh=False)
+        progress.update(int(seen))
+        if whole and any(ranks.summed([stopped()], device)):  # in between gradients would be lost
+            return False
+    return True
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """For each class how much an image of it must count that all classes count alike: 1 where they are as frequent."""
+    counts = torch.bincount(labels)
+    return counts.sum() / (len(counts) * counts.float())
+
+
+def evaluate(classifier: Classifier, split: Split, device: torch.device, ranks: Ranks = ALONE) -> tuple[float, float]:
+    """Mean loss (nats) and accuracy; each image is asked for by one of `ranks`."""
     classifier.eval()
-    logits = answers(classifier.logits, split, device)
+    logits = answers(classifier.logits, split, device, ranks)
     loss = nn.functional.cross_entropy(logits, split.labels)
     return float(loss), float((logits.argmax(1) == split.labels).float().mean())

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.classifier import Classifier
-from models.manifest import Accuracy, Metrics
+from models.manifest import Accuracy, Metrics, Unknown
 from training.pixels import Split, in_order
+from training.ranks import ALONE, Ranks
+from training.unknown import judge, threshold_for
 
 BATCH = 64  # images; bounds memory, not a choice of the recipe
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile, for 95 % intervals
@@ -40,6 +43,9 @@ class Figures:
     labels: Tensor | None = None  # int64 (N,)
     mistakes: "Sequence[Mistake]" = ()
     slices: Mapping[str, Mapping[str, Accuracy]] = field(default_factory=dict)
+    views: Mapping[str, Accuracy] = field(default_factory=dict)  # of the mean over six views, where it was asked for
+    unknown_threshold: float | None = None  # where there are validation images
+    unknown: Unknown | None = None
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
@@ -49,7 +55,12 @@ class Figures:
     def metrics(self) -> Metrics:
         """As the manifest keeps them."""
         accuracies, error = self.accuracies, self.calibration["error_after"] if self.calibration else None
-        return Metrics(validation=accuracies.get("validation"), test=accuracies.get("test"), calibration_error=error)
+        return Metrics(
+            validation=accuracies.get("validation"),
+            test=accuracies.get("test"),
+            calibration_error=error,
+            unknown=self.unknown,
+        )
 
     def document(self, classes: Sequence[str]) -> dict[str, Any]:
         """As metrics.json tells them."""
@@ -57,7 +68,13 @@ class Figures:
             name: accuracy.model_dump(mode="json") | {"correct": int(self.matrices[name].trace())}
             for name, accuracy in self.accuracies.items()
         }
-        told = {"measured_on": self.measured_on, "accuracy": accuracies, "calibration": self.calibration}
+        told = {
+            "measured_on": self.measured_on,
+            "accuracy": accuracies,
+            "accuracy_6_views": {name: accuracy.model_dump(mode="json") for name, accuracy in self.views.items()},
+            "calibration": self.calibration,
+            "unknown": self.unknown and {"threshold": self.unknown_threshold} | self.unknown.model_dump(mode="json"),
+        }
         if self.measured_on is None:
             return told
         matrix = self.matrices[self.measured_on]
@@ -79,7 +96,15 @@ class Mistake(NamedTuple):
     confidence: float
 
 
-def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.device) -> Figures:
+def measure(
+    classifier: Classifier,
+    splits: Mapping[str, Split],
+    device: torch.device,
+    *,
+    views: bool = False,
+    coverage: float = 0.95,
+    strangers: Mapping[str, Split] | None = None,
+) -> Figures:
     """Fit the classifier's temperature on validation images, set it, then measure every split but `train`."""
     classifier.eval()
     measured = {"validation" if name == "val" else name: split for name, split in splits.items() if name != "train"}
@@ -88,7 +113,8 @@ def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.d
         classifier.temperature.fill_(fit_temperature(logits["validation"], measured["validation"].labels))
     temperature = float(classifier.temperature)
     # As in Classifier.forward, so that an artifact's answers are these.
-    predicted = {name: (scores / temperature).softmax(1).argmax(1) for name, scores in logits.items()}
+    highest = {name: (scores / temperature).softmax(1).max(1) for name, scores in logits.items()}
+    predicted = {name: best.indices for name, best in highest.items()}
     matrices = {
         name: confusion(predicted[name], split.labels, logits[name].size(1)) for name, split in measured.items()
     }
@@ -96,6 +122,12 @@ def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.d
     if not on:
         return Figures(predicted, matrices)
     split, scores = measured[on], logits[on]
+    right = predicted[on] == split.labels
+    threshold, known = None, None
+    if "validation" in measured:
+        threshold = threshold_for(highest["validation"].values, coverage)
+        foreign = {name: answers(classifier, part, device).amax(1) for name, part in (strangers or {}).items()}
+        known = judge(threshold, coverage, highest[on].values, right, foreign)
     return Figures(
         predicted,
         matrices,
@@ -104,8 +136,34 @@ def measure(classifier: Classifier, splits: Mapping[str, Split], device: torch.d
         scores,
         split.labels,
         surest_mistakes((scores / temperature).softmax(1), split),
-        slices(split, predicted[on] == split.labels),
+        slices(split, right),
+        {name: viewed(classifier.logits, part, device) for name, part in measured.items()} if views else {},
+        threshold,
+        known,
     )
+
+
+def viewed(logits: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Accuracy:
+    """The accuracy of the mean logits over six views."""
+    predicted = answers(partial(six_views, logits), split, device).argmax(1)
+    return share(int((predicted == split.labels).sum()), len(split.labels))
+
+
+def six_views(model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    """The mean of what `model` makes of images, as they are and mirrored, and of the same moved by a px either way.
+
+    Those that are moved count half (Jordan 2024, arXiv 2404.00498, 3.5). uint8 (N, 3, S, S) to float32 (N, K).
+    """
+    reach = torch.arange(pixels.size(3), device=pixels.device)
+
+    def both(images: Tensor) -> Tensor:
+        return (model(images) + model(images.flip(3))) / 2
+
+    def moved(by: int) -> Tensor:
+        place = (reach + by).clamp(0, len(reach) - 1)
+        return pixels[:, :, place][:, :, :, place]
+
+    return both(pixels) / 2 + (both(moved(-1)) + both(moved(1))) / 4
 
 
 def surest_mistakes(probabilities: Tensor, split: Split) -> list[Mistake]:
@@ -139,11 +197,10 @@ def slices(split: Split, right: Tensor) -> dict[str, dict[str, Accuracy]]:
 
 
 @torch.no_grad()
-def answers(model: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> Tensor:
-    """What `model` makes of every image in order: float32 (N, K), on the CPU."""
-    return torch.cat(
-        [model(pixels.to(device)).cpu() for pixels, _ in split.batches(in_order(len(split.labels), BATCH))]
-    )
+def answers(model: Callable[[Tensor], Tensor], split: Split, device: torch.device, ranks: Ranks = ALONE) -> Tensor:
+    """What `model` makes of every image in order: float32 (N, K), on the CPU. Each of `ranks` asks for its share."""
+    chosen = ranks.share(in_order(len(split.labels), BATCH))
+    return torch.cat(ranks.gathered([model(pixels.to(device)).cpu() for pixels, _ in split.batches(chosen)]))
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -28,6 +28,7 @@ from training.terminal import bar, say
 
 MEMORY = 1 << 30  # bytes of pixels; 7,133 pictures of 224 x 224
 CHECKED_AT_ONCE = 32
+GPU_SHARE = 0.25  # of its free memory that pixels may take
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,18 @@ class Prepared:
     splits: Mapping[str, Split]
     fingerprint: str
     shared: Mapping[tuple[str, str], int]
+
+    def on(self, device: torch.device) -> "Prepared":
+        """The same, with the pixels that are kept on a GPU, where they fit beside a model."""
+        kept = [split for split in self.splits.values() if isinstance(split, InMemory)]
+        size = sum(split.pixels.nbytes for split in kept)
+        if device.type != "cuda" or size > torch.cuda.mem_get_info(device)[0] * GPU_SHARE:
+            return self
+        moved = {
+            name: replace(split, pixels=split.pixels.to(device)) if isinstance(split, InMemory) else split
+            for name, split in self.splits.items()
+        }
+        return replace(self, splits=moved)
 
 
 def prepare(

@@ -92,6 +92,9 @@ class Recipe(Flags):
         description="training images held out for validation where the data brings no validation split: a share (below "
         "1) or a number; 0: no validation at all, so the last epoch is kept and probabilities are not calibrated",
     )
+    coverage: float = Field(
+        0.95, gt=0, le=1, description="share of validation images that the unknown threshold leaves known"
+    )
     workers: Workers = None
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, shuffling, augmentation and validation split")
     device: Device = "auto"

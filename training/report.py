@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from models import archive
-from models.manifest import Accuracy, Manifest
+from models.manifest import Accuracy, Manifest, Unknown
 from training.command_line import PROGRAM
 from training.data import Source
 from training.findings import KINDS, Finding
@@ -26,6 +26,7 @@ from training.measurement import Figures, accuracy
 from training.page import page
 from training.pictures import drawn
 from training.pixels import Prepared
+from training.ranks import Ranks
 from training.recipe import Recipe
 
 SHAPES10 = f"""shapes10 is synthetic demo data, drawn by this program: a score on it says nothing about photos.
@@ -37,7 +38,7 @@ WORST = 20  # classes that are listed where there are more
 SAMPLE = "star"  # the class of the sample picture, if the model gets one right
 
 
-def plan(name: str, classes: int, prepared: Prepared, recipe: Recipe, device: torch.device) -> str:
+def plan(name: str, classes: int, prepared: Prepared, recipe: Recipe, device: torch.device, ranks: Ranks) -> str:
     """The data and the recipe, before the first epoch."""
     splits = prepared.splits
     sizes = ", ".join(f"{len(split.labels):,} {name}" for name, split in splits.items())
@@ -52,7 +53,7 @@ def plan(name: str, classes: int, prepared: Prepared, recipe: Recipe, device: to
         ),
         f"recipe    {recipe.arch}{weights}, {recipe.epochs} epochs of batches of {recipe.batch_size}, "
         f"{recipe.optimizer} {recipe.lr:g} {recipe.schedule}, seed {recipe.seed}",
-        f"device    {device_told(device)}",
+        f"device    {device_told(device)}" + (f", {ranks.count} processes" if ranks.count > 1 else ""),
     ]
     return "\n".join(lines)
 
@@ -116,12 +117,24 @@ def measured(figures: Figures, classes: Sequence[str]) -> str:
     fitted = "fitted on validation images" if "validation" in figures.matrices else "not fitted: no validation images"
     lines = [
         *(f"{name:12} {accuracy_told(value)}" for name, value in figures.accuracies.items()),
+        *(f"  6 views    {accuracy_told(value)}, on {name} images" for name, value in figures.views.items()),
         f"\nper class, on {on} images",
         *per_class(figures.matrices[on], classes),
         f"\ntemperature {calibration['temperature']:.3f} ({fitted}); calibration error "
         f"{calibration['error_before']:.2%} before, {calibration['error_after']:.2%} after, on {on} images",
+        *([unknown_told(figures.unknown, figures.unknown_threshold, on)] if figures.unknown else []),
     ]
     return "\n".join(lines)
+
+
+def unknown_told(unknown: Unknown, threshold: float | None, on: str) -> str:
+    """The unknown threshold and what it does."""
+    refused = "; ".join(f"{part.refused:.1%} of {part.n:,} {name}" for name, part in unknown.strangers.items())
+    right = f", {unknown.accuracy:.2%} of them right" if unknown.accuracy is not None else ""
+    return (
+        f"unknown below {threshold:.3f} (chosen to keep {unknown.coverage:.0%} of validation images): keeps "
+        f"{unknown.known:.1%} of {on} images{right}; refuses {refused or 'nothing else that was measured'}"
+    )
 
 
 def spread(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -155,14 +168,15 @@ def published(out: Path, manifest: Manifest, *more: str) -> str:
     return "\n".join([f"\nartifact  {out} ({told}), proved", *more, f"serve it  python -m service --model {out}"])
 
 
-def evaluated(manifest: Manifest, source: Source, split: str, matrix: Tensor) -> str:
+def evaluated(manifest: Manifest, source: Source, split: str, matrix: Tensor, views: Accuracy | None) -> str:
     """An artifact's figures on a split."""
     kind = {"val": "validation", "train": "training"}.get(split, split)
     remark = f": {kind} images are not test images" if split in ("val", "train") else ""
     if split == "all":
         remark = ": where the model was trained on some of them, the figure is too good"
     title = f"{manifest.name} version {manifest.version} on {source.name}, {kind} images{remark}"
-    return "\n".join([title, accuracy_told(accuracy(matrix)), *per_class(matrix, manifest.classes)])
+    more = [f"{accuracy_told(views)} by the mean over 6 views"] if views else []
+    return "\n".join([title, accuracy_told(accuracy(matrix)), *more, *per_class(matrix, manifest.classes)])
 
 
 def write(

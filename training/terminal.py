@@ -1,5 +1,6 @@
 """The terminal: a bar where there is one, plain lines everywhere, Ctrl-C and SIGTERM."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,18 +13,23 @@ TOLD = {
     signal.SIGINT: "the best epoch so far is kept (Ctrl-C again aborts)",
     signal.SIGTERM: "a checkpoint is written, to go on from",
 }
+# Where torchrun started several processes, the first tells for all.
+TELLS = os.environ.get("RANK", "0") == "0"
 
 
 def bar(total: int, what: str, unit: str = " images", initial: int = 0) -> Any:
     """A bar with rate and time left, on standard error if that is a terminal. `tqdm` ships no types."""
     style: dict[str, Any] = {"unit_scale": True, "leave": False, "dynamic_ncols": True}
-    return tqdm(total=total or None, initial=initial, desc=what, unit=unit, disable=not sys.stderr.isatty(), **style)
+    return tqdm(
+        total=total or None, initial=initial, desc=what, unit=unit, disable=not (TELLS and sys.stderr.isatty()), **style
+    )
 
 
 def say(line: str) -> None:
     """Print to standard output, above a bar if there is one."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    if TELLS:
+        tqdm.write(line)
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -35,7 +41,8 @@ def interruptible() -> Iterator[Callable[[], signal.Signals | None]]:
         asked.append(signal.Signals(number))
         if len(asked) > 1:
             raise KeyboardInterrupt
-        print(f"\nstopping: {TOLD[asked[0]]}", file=sys.stderr, flush=True)
+        if TELLS:
+            print(f"\nstopping: {TOLD[asked[0]]}", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -27,8 +27,12 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def recipe(**how: Any) -> Recipe:
+    return Recipe(**how)
+
+
 def changed(pixels: Tensor, epoch: int = 1, **how: Any) -> Tensor:
-    return augment(pixels, Recipe(**how), epoch, seeded())
+    return augment(pixels, recipe(**how), epoch, seeded())
 
 
 def whole(equal: Tensor) -> Tensor:
@@ -114,14 +118,14 @@ def test_erasing_blanks_a_part_of_the_share_of_images_that_was_asked_for() -> No
 def test_labels_stay_labels_where_nothing_is_mixed() -> None:
     pixels = noise(4)
 
-    assert mix(pixels, LABELS, Recipe(), 3) == (pixels, LABELS)
+    assert mix(pixels, LABELS, recipe(), 3) == (pixels, LABELS)
 
 
 @pytest.mark.parametrize("how", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
 def test_mixed_images_have_the_shares_of_both_labels(how: dict[str, Any]) -> None:
     seeded()
     pixels = LABELS.to(torch.uint8).mul(100)[:, None, None, None].expand(4, 3, 16, 16).contiguous()
-    mixed, shares = mix(pixels, LABELS, Recipe(**how), 3)
+    mixed, shares = mix(pixels, LABELS, recipe(**how), 3)
 
     assert (torch.uint8, (4, 3)) == (mixed.dtype, tuple(shares.shape))
     assert torch.allclose(shares.sum(1), torch.ones(4))

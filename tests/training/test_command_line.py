@@ -17,7 +17,10 @@ WRONG = {
     "a value out of range": (["--epochs", "0"], "--epochs 0: input should be greater than or equal to 1"),
     "a value of another type": (["--lr", "fast"], "--lr fast: input should be a valid number"),
     "no number": (["--lr", "nan"], "--lr nan: input should be a finite number"),
-    "a choice that there is not": (["--optimizer", "lion"], "--optimizer lion: input should be 'adam' or 'sgd'"),
+    "a choice that there is not": (
+        ["--optimizer", "lion"],
+        "--optimizer lion: input should be 'adam', 'ada",
+    ),
     "an unknown preset": (["--recipe", "magic"], "--recipe magic"),
     "a flag without its value": (["--epochs"], "--epochs: expected one argument"),
     "a fraction of an image": (["--val", "2.5"], "--val 2.5: a share lies below 1, a number of images is whole"),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.measurement import Z, accuracy, confusion, wilson
+from training.measurement import Z, accuracy, confusion, six_views, wilson
 
 
 @given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -39,3 +39,12 @@ def test_the_confusion_matrix_counts_answers_by_label() -> None:
     labels, predicted = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 1, 2, 2, 0])
 
     assert [[1, 1, 0], [0, 0, 0], [1, 0, 2]] == confusion(predicted, labels, 3).tolist()
+
+
+def test_six_views_are_the_mean_over_mirrored_and_moved_images_of_which_those_moved_count_half() -> None:
+    """A model that tells the value of one pixel shows what each view put there."""
+    pixels = torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5).expand(1, 3, 5, 5)
+    seen = six_views(lambda images: images[:, 0, 2, 1].float()[:, None], pixels)
+
+    still, up, down = (11 + 13) / 2, (5 + 7) / 2, (17 + 19) / 2
+    assert still / 2 + (up + down) / 4 == pytest.approx(float(seen))
