@@ -124,7 +124,13 @@ SUITES: Mapping[str, Suite] = {
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",
         {"--data": Path(os.environ["TEST_DATA"]) if os.environ.get("TEST_DATA") else None},
     ),
+    "compilers": Suite(
+        "What torch.compile and AOTInductor would give in place of TorchScript; they need a C++ compiler.",
+        {"--seconds": 2, "--rounds": 3, "--minutes": 12, "--device": "cpu"}
+        | {"--workloads": ["simple_cnn", "mobilenet_v3_small", "resnet18"]},
+    ),
 }
+WITHOUT_WRK = ("accuracy", "compilers")
 LOAD = "The open-loop load tool, for any server: python -m benchmarks load --help."
 QUICK = {"seconds": 1.0, "rounds": 1}
 QUICK_WORKLOAD = ["A"]  # unless another is asked for
@@ -169,10 +175,12 @@ def parse(arguments: Sequence[str]) -> Order:
         given |= {name: value for name, value in QUICK.items() if name in given}
         defaults = [SUITES[suite].options.get(option) for option in ("--workload", "--workloads")]
         if "workloads" in given and given["workloads"] in defaults:
-            given["workloads"] = QUICK_WORKLOAD
+            given["workloads"] = QUICK_WORKLOAD if suite != "compilers" else given["workloads"][:1]
+    if suite == "compilers" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise BenchmarkError("g++ is not installed, which torch.compile needs; on Debian: apt-get install g++")
     if suite == "accuracy":
         if given["data"] is None or not given["data"].is_dir():
             raise BenchmarkError("accuracy needs real photos: set TEST_DATA, or give --data DIR")
-    elif shutil.which("wrk") is None:
+    elif suite not in WITHOUT_WRK and shutil.which("wrk") is None:
         raise BenchmarkError("wrk is not installed; on Debian: make system, or apt-get install wrk")
     return Order(suite, out, models, quick, given)

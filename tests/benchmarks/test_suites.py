@@ -88,5 +88,13 @@ def test_accuracy(tmp_path: Path, models: Path, test_data: Path) -> None:
     assert {"fp32", "bf16", "label"} <= rows[0].keys()
 
 
+def test_compilers(tmp_path: Path, models: Path) -> None:
+    rows = measured("compilers", tmp_path, models)
+
+    assert ["TorchScript", "torch.compile", "AOTInductor"] == [row["way"] for row in rows if "start_s" in row]
+    assert all(row["differs"] < 1e-4 for row in rows if "differs" in row)
+    assert all(row["images_per_s"] > 0 for row in rows if "images_per_s" in row)
+
+
 def test_every_suite_is_run_here() -> None:
     assert [] == [suite for suite in SUITES if not any(name.startswith(f"test_{suite}") for name in globals())]
