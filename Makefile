@@ -65,5 +65,5 @@ lock: $(READY)  ## write both lock files anew from pyproject.toml (LOCK_FLAGS=--
 		--output-file requirements-base.lock pyproject.toml
 
 system:  ## install the Debian packages that tests and benchmarks use (as root)
-	dpkg --status curl g++ wrk > /dev/null 2>&1 || { \
-		apt-get update -q && apt-get install -q -y --no-install-recommends curl g++ wrk; }
+	dpkg --status curl g++ iproute2 wrk > /dev/null 2>&1 || { \
+		apt-get update -q && apt-get install -q -y --no-install-recommends curl g++ iproute2 wrk; }

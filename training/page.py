@@ -27,8 +27,16 @@ def page(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         f"<h1>{title}</h1>",
         f"<p>{escape(data['name'])}: {images} images. Epoch {document['best_epoch']} of {len(document['epochs'])} is "
         f"kept. Trained in {document['seconds']:,.0f} s on {escape(document['device'])}.</p>",
-        table(("images", "accuracy", "95 % interval", "n"), accuracy_rows(document["accuracy"])),
+        table(("images", "accuracy", "95 % interval", "n"), accuracy_rows(document)),
     ]
+    if unknown := document["unknown"]:
+        rows = [
+            (f"{name}: told unknown, of {part['n']:,}", f"{part['refused']:.1%}")
+            for name, part in unknown["strangers"].items()
+        ]
+        kept = f"{document['measured_on']} images kept (chosen for {unknown['coverage']:.0%} of validation images)"
+        head = f"unknown below {unknown['threshold']:.3f}"
+        parts.append(table((head, ""), [(kept, f"{unknown['known']:.1%}"), *rows]))
     if document["measured_on"]:
         rows = [
             (name, f"{part['correct'] / part['n']:.1%}" if part["n"] else "", f"{part['n']:,}")
@@ -49,11 +57,12 @@ def page(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def accuracy_rows(accuracies: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row a split."""
+def accuracy_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a split, and one for its mean over six views, where that was measured."""
+    views = {f"{name}, 6 views": part for name, part in document["accuracy_6_views"].items()}
     return [
         (name, f"{part['value']:.2%}", "{:.2%} to {:.2%}".format(*part["interval"]), f"{part['n']:,}")
-        for name, part in accuracies.items()
+        for name, part in (document["accuracy"] | views).items()
     ]
 
 

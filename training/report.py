@@ -138,13 +138,22 @@ def unknown_told(unknown: Unknown, threshold: float | None, on: str) -> str:
 
 
 def spread(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Mean, standard deviation (of a sample) and range of each split's accuracy over several runs."""
+    """Mean, standard deviation (of a sample) and range over several runs: accuracies, and seconds of training."""
     lines = [f"\n{len(documents)} seeds"]
-    for split in documents[0]["accuracy"]:
-        values = [document["accuracy"][split]["value"] for document in documents]
-        told = f"{fmean(values):.2%} on average, standard deviation {stdev(values):.2%}"
-        lines.append(f"{split:12} {told}, {min(values):.2%} to {max(values):.2%}")
+    for figure, told in (("accuracy", ""), ("accuracy_6_views", ", 6 views")):
+        for split in documents[0][figure]:
+            values = [document[figure][split]["value"] for document in documents]
+            lines.append(f"{split + told:21} {spread_of(values, '.2%')}")
+    lines.append(f"{'seconds':21} {spread_of([document['seconds'] for document in documents], '.1f')}")
     return "\n".join(lines)
+
+
+def spread_of(values: Sequence[float], style: str) -> str:
+    """Mean, standard deviation and range, each written in a `style` of `format`."""
+    mean, deviation, low, high = (
+        format(value, style) for value in (fmean(values), stdev(values), min(values), max(values))
+    )
+    return f"{mean} on average, standard deviation {deviation}, {low} to {high}"
 
 
 def accuracy_told(accuracy: Accuracy) -> str:

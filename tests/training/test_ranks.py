@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,62 @@ def test_two_processes_train_what_one_does_and_count_no_image_twice(photos: Phot
     last = two["epochs"][two["best_epoch"] - 1]["validation"][1]
     assert two["accuracy"]["validation"]["value"] == pytest.approx(last)
     assert one["accuracy"]["validation"]["value"] == pytest.approx(last, abs=0.02)
+
+
+Host = tuple[list[str], str, dict[str, str]]  # what runs a command there, its address, what gloo must know
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Two network namespaces joined by a cable or, where none can be made (no root), this machine twice."""
+    names = [f"darkroom{side}{os.getpid() % 10_000}" for side in "ab"]
+    addresses = ["10.86.0.1", "10.86.0.2"]
+    commands = [
+        *(f"ip netns add {name}" for name in names),
+        f"ip -n {names[0]} link add {names[0][8:]} type veth peer name {names[1][8:]} netns {names[1]}",
+    ]
+    for name, address in zip(names, addresses, strict=True):
+        commands += [
+            f"ip -n {name} addr add {address}/24 dev {name[8:]}",
+            f"ip -n {name} link set {name[8:]} up",
+            f"ip -n {name} link set lo up",
+        ]
+    made = shutil.which("ip") is not None and all(
+        subprocess.run(command.split(), check=False).returncode == 0 for command in commands
+    )
+    if made:
+        one, two = (
+            (["ip", "netns", "exec", name], address, {"GLOO_SOCKET_IFNAME": name[8:]})
+            for name, address in zip(names, addresses, strict=True)
+        )
+    else:
+        one, two = ([], "127.0.0.1", {"GLOO_SOCKET_IFNAME": "lo"}), ([], "127.0.0.1", {"GLOO_SOCKET_IFNAME": "lo"})
+    yield one, two
+    for name in names if made else ():
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_model(photos: PhotoFolder, tmp_path: Path, two_hosts: tuple[Host, Host]) -> None:
+    root, folder, out = photos(SPLITS), tmp_path / "run", tmp_path / "model.pt"
+    launch = ["--nnodes", "2", "--master-addr", two_hosts[0][1], "--master-port", "29417", "-m", "--", "training"]
+    flags = ["--data", str(root), *PLAIN, "--device", "cpu", "--run", str(folder), "--out", str(out)]
+    processes = [
+        subprocess.Popen(
+            [*prefix, sys.executable, "-m", "torch.distributed.run", "--node-rank", str(rank), *launch, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        for rank, (prefix, _, environment) in enumerate(two_hosts)
+    ]
+    first, second = (process.communicate()[0] for process in processes)
+
+    assert [0, 0] == [process.returncode for process in processes]
+    assert ", 2 processes" in first
+    assert "proved" in first
+    assert "" == second
+    assert 151 == document(folder)["accuracy"]["validation"]["n"]
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_several_seeds_give_mean_and_spread_and_the_best_on_validation(
     accuracies = [run["accuracy"]["validation"]["value"] for run in runs.values()]
 
     assert 3 == len({run["artifact"]["digest"] for run in runs.values()})
-    assert f"validation   {sum(accuracies) / 3:.2%} on average, standard deviation" in told
+    assert f"{'validation':21} {sum(accuracies) / 3:.2%} on average, standard deviation" in told
     best = [
         run["artifact"]["digest"] for run in runs.values() if run["accuracy"]["validation"]["value"] == max(accuracies)
     ]
