@@ -30,13 +30,13 @@ def page(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         table(("images", "accuracy", "95 % interval", "n"), accuracy_rows(document)),
     ]
     if unknown := document["unknown"]:
-        rows = [
+        refused = [
             (f"{name}: told unknown, of {part['n']:,}", f"{part['refused']:.1%}")
             for name, part in unknown["strangers"].items()
         ]
         kept = f"{document['measured_on']} images kept (chosen for {unknown['coverage']:.0%} of validation images)"
         head = f"unknown below {unknown['threshold']:.3f}"
-        parts.append(table((head, ""), [(kept, f"{unknown['known']:.1%}"), *rows]))
+        parts.append(table((head, ""), [(kept, f"{unknown['known']:.1%}"), *refused]))
     if document["measured_on"]:
         rows = [
             (name, f"{part['correct'] / part['n']:.1%}" if part["n"] else "", f"{part['n']:,}")
