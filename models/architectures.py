@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from models.airbench import Airbench
@@ -39,8 +38,14 @@ class Architecture:
 
 def backbone(name: str, weights: str) -> Architecture:
     """A torchvision network of the ImageNet family, 224 px."""
-    build = partial(torchvision.models.get_model, name)
-    return Architecture(build, 224, 32, 0.875, IMAGENET_MEAN, IMAGENET_STD, weights)
+    return Architecture(partial(from_torchvision, name), 224, 32, 0.875, IMAGENET_MEAN, IMAGENET_STD, weights)
+
+
+def from_torchvision(name: str, **arguments: Any) -> nn.Module:
+    import torchvision  # takes three times as long as torch itself; most runs need none of it
+
+    network: nn.Module = torchvision.models.get_model(name, **arguments)
+    return network
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms import v2
 
 from training.recipe import Recipe
 
@@ -22,13 +21,18 @@ def augment(pixels: Tensor, recipe: Recipe, epoch: int, generator: torch.Generat
         pixels = shifted(pixels, recipe.shift, generator)
     if recipe.least_area < 1:
         pixels = parts(pixels, recipe.least_area, generator)
-    if recipe.trivial_augment:
-        change = v2.TrivialAugmentWide()
-        pixels = torch.stack([change(image) for image in pixels])
-    if recipe.erase:
-        blank = v2.RandomErasing(recipe.erase, value=[127.0])
-        pixels = torch.stack([blank(image) for image in pixels])
+    if recipe.trivial_augment or recipe.erase:
+        pixels = torch.stack([transformed(image, recipe) for image in pixels])
     return pixels
+
+
+def transformed(image: Tensor, recipe: Recipe) -> Tensor:
+    """One image, by torchvision: TrivialAugment (arXiv 2103.10158), random erasing (arXiv 1708.04896)."""
+    from torchvision.transforms import v2  # takes seconds, and most recipes need none of it
+
+    if recipe.trivial_augment:
+        image = v2.TrivialAugmentWide()(image)
+    return v2.RandomErasing(recipe.erase, value=[127.0])(image) if recipe.erase else image
 
 
 def heads(count: int, generator: torch.Generator) -> Tensor:
@@ -77,12 +81,14 @@ def mix(pixels: Tensor, labels: Tensor, recipe: Recipe, classes: int) -> tuple[T
 
     Gives pixels uint8 (N, 3, S, S) and targets: the labels int64 (N,) or, where they were mixed, shares (N, classes).
     """
+    if not (recipe.mixup or recipe.cutmix):
+        return pixels, labels
+    from torchvision.transforms import v2
+
     ways = [
         way(alpha=alpha, num_classes=classes)
         for way, alpha in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
         if alpha
     ]
-    if not ways:
-        return pixels, labels
     mixed, shares = v2.RandomChoice(ways)(pixels.float(), labels)
     return mixed.round().to(torch.uint8), shares

@@ -19,7 +19,7 @@ from models import archive, artifact
 from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Architecture
-from training import checkpoint, cifar10, comparison, folder, inspection, log, loop, report, shapes10, weights
+from training import checkpoint, comparison, folder, inspection, log, loop, report, shapes10, weights
 from training.command_line import PROGRAM, Check, Compare, Data, Evaluate, Export, Resume, Train
 from training.data import Images, Source
 from training.device import choose_device
@@ -285,6 +285,8 @@ def load(order: Data) -> Source:
         drawn = {split: map(torch.from_numpy, shapes10.render(split)) for split in shapes10.SPLITS}
         return Source("shapes10", shapes10.CLASSES, {split: Images(*arrays) for split, arrays in drawn.items()})
     if order.data == "cifar10":
+        from training import cifar10  # by torchvision, which takes seconds to import
+
         return cifar10.load(order.data_dir.expanduser(), order.data_url)
     return folder.read_folder(Path(order.data).expanduser())
 

@@ -24,7 +24,6 @@ from training.folder import Layout
 from training.loop import Epoch, Place, Training
 from training.measurement import Figures, accuracy
 from training.page import page
-from training.pictures import drawn
 from training.pixels import Prepared
 from training.ranks import Ranks
 from training.recipe import Recipe
@@ -192,6 +191,8 @@ def write(
     folder: Path, document: Mapping[str, Any], history: Sequence[Epoch], figures: Figures, classes: Sequence[str]
 ) -> None:
     """Write `document` as metrics.json, its table of classes, the pictures, and all of it as one page."""
+    from training.pictures import drawn  # by matplotlib, which other commands need not wait for
+
     with archive.replacing(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     pictures = dict[str, bytes]()

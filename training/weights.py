@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from models import architectures, archive
@@ -61,6 +60,8 @@ def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
     standard = architectures.ARCHITECTURES[arch].weights
     if standard is None:
         raise TrainingError(f"--weights {name}: no such file, and {arch} has no pretrained weights in torchvision")
+    import torchvision  # takes seconds
+
     registry = torchvision.models.get_model_weights(arch)
     known = [entry.name for entry in registry]
     if name not in ("DEFAULT", *known):
