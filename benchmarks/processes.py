@@ -10,11 +10,11 @@ from benchmarks.servers import TICKS_PER_S, Server
 
 PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 LISTENS = "0A"  # a state in /proc/net/tcp
-KINDS = ("main", "manager", "http", "worker", "tracker")
+KINDS = ("main", "manager", "nursery", "http", "worker", "tracker")
 
 
 def kinds(server: Server) -> dict[int, str]:
-    """Kind of each process of a server's session: a worker is spawned and has libtorch mapped, http listens."""
+    """Kind of each process of a server's session: a worker is a copy of the nursery, or spawned; http listens."""
     found = {}
     for pid in sorted(server.stats()):
         with suppress(OSError):  # it has just ended
@@ -29,9 +29,15 @@ def kind(server: Server, pid: int) -> str:
         return "main"
     if b"resource_tracker" in command:
         return "tracker"
+    if b"forkserver" in command:
+        return "nursery" if parent(pid) == server.process.pid else "worker"
     if b"spawn_main" in command:
         return "worker" if "libtorch" in Path(f"/proc/{pid}/maps").read_text() else "spawned"
     return "http" if ports(pid) else "manager"
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def of_kind(server: Server, wanted: str) -> list[int]:

@@ -129,7 +129,7 @@ class Server:
         """What a process is to its server, as far as its command line tells."""
         if pid == self.process.pid:
             return "main"
-        kinds = {b"spawn_main": "spawned", b"_tracker": "tracker", b"mosec": "mosec"}
+        kinds = {b"spawn_main": "spawned", b"forkserver": "fork server", b"_tracker": "tracker", b"mosec": "mosec"}
         return next((kind for mark, kind in kinds.items() if mark in command), "forked")
 
 

@@ -1,14 +1,18 @@
 """`python -m service`: settings and the artifact's seal are checked before anything heavy is imported."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
+from multiprocessing import forkserver
 
 from models import manifest as manifests
 from models.errors import ArtifactError
 from service import keys as keys_module
 from service import settings as settings_module
 from service.settings import SettingsError
+from service.sockets import StartError, hold_port
 
 
 def main() -> int:
@@ -20,19 +24,36 @@ def main() -> int:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
         manifest = manifests.read(settings.model)
-    except (SettingsError, ArtifactError) as error:
+        holder = hold_port(settings.host, settings.port)
+    except (SettingsError, ArtifactError, StartError) as error:
         return refuse(error)
     try:
+        start_nursery()
         from service import seams
 
         seams.check()
-        from service.server import StartError, run
+        from service.server import run
     except ImportError as error:
         return refuse(f"{error}; install the versions that requirements.lock names")
-    try:
-        return run(settings, manifest, keys)
     except StartError as error:
         return refuse(error)
+    try:
+        return run(settings, manifest, keys, holder)
+    except StartError as error:
+        return refuse(error)
+
+
+def start_nursery() -> None:
+    """Start the process that workers are forked from: it imports torch while this one imports what it needs itself."""
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        raise StartError(f"no folder for temporary files (a few sockets) can be written: {error.strerror}") from None
+    multiprocessing.set_forkserver_preload(["service.nursery"])
+    try:
+        forkserver.ensure_running()
+    except OSError:  # sockets have paths of up to 107 bytes
+        raise StartError(f"no socket can be made in {folder}; set TMPDIR to a shorter path") from None
 
 
 def refuse(error: object) -> int:

@@ -21,7 +21,6 @@ METHODS: dict[type[Any], dict[str, str]] = {
         "_init_manager": "self num_api_servers",
         "_start_server": "self port num_uvicorn_servers log_level sockets uvicorn_worker_type kwargs",
         "launch_inference_worker": "self lit_api",
-        "launch_single_inference_worker": "self lit_api worker_id",
         "verify_worker_status": "self",
         "lifespan": "self app",
     },
@@ -48,7 +47,7 @@ METHODS: dict[type[Any], dict[str, str]] = {
 # Attributes that are read, set or replaced: the class's own code must know them.
 ATTRIBUTES: dict[type[Any], str] = {
     litserve.LitServer: "litapi_request_queues inference_workers devices _transport _monitor_workers "
-    "_shutdown_event uvicorn_graceful_timeout response_queue_id",
+    "_shutdown_event _callback_runner workers_setup_status uvicorn_graceful_timeout response_queue_id",
     HttpToolsProtocol: "app connections cycle flow loop parser pipeline scope server_state timeout_keep_alive "
     "transport",
     RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue on_response",

@@ -1,9 +1,7 @@
 """The worker process: loads and proves the artifact on its device, then hands it to the batching loop."""
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from models.errors import ArtifactError, DeviceError
 from models.manifest import Manifest
 from service import logs
 from service.metrics import Metrics
+from service.orphans import end_with_parent
 from service.settings import Settings
 from service.transport import Transport
 
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
 
 # HTTP goes first where cores are short: it takes little, and what it lets in meanwhile makes the next batch larger.
 NICENESS = 5
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 class Worker(litserve.LitAPI):
-    """LitServe's seam for the model. Pickled into the spawned process; `setup` runs there."""
+    """LitServe's seam for the model. Pickled for the worker's process; `setup` runs there."""
 
     engine: "Engine"
     # Told to each process before it is started.
@@ -45,16 +43,13 @@ class Worker(litserve.LitAPI):
 
         An unusable artifact or device ends the process with exit code 2 and one line on stderr.
         """
+        end_with_parent(os.getppid())
         main = multiprocessing.parent_process()
-        assert main is not None and main.pid is not None, "LitServe starts workers as child processes"  # noqa: PT018
-        end_with_parent(main.pid)
-        # A signal to the whole group must not end a worker before its requests are answered: the main process decides.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert main is not None, "workers are child processes"
+        if not main.is_alive():  # then the nursery ended before this process could ask to end with it
+            os._exit(1)
         logs.configure(self.settings.log_format)
         os.nice(NICENESS)
-        # An idle OpenMP thread must not spin on a core that others can use; libgomp reads this when torch is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
         from models import artifact, engine, optimisation
 
@@ -108,10 +103,3 @@ class BatchingLoop(LitLoop):
         transport.tell(berth, facts | {"plan": asdict(engine.plan)})
         pipeline.run(berth)
         os._exit(0)  # taking torch down takes seconds, in which nothing is left to do
-
-
-def end_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when its `parent` (a process id) dies, so that none is left behind (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl
-        os._exit(1)

@@ -25,7 +25,7 @@ from tests import artifacts, running
 from tests.costly import chunk, header
 from tests.pictures import encode, noise
 from tests.running import Service, predictions, serving
-from tests.service.test_lifecycle import gone, spawned, wait_until_in_flight, worker_of
+from tests.service.test_lifecycle import gone, parent_of, wait_until_in_flight, worker_of, workers_among
 
 pytestmark = pytest.mark.slow
 
@@ -47,12 +47,12 @@ class Burdened(nn.Module):
 
 
 class Thorough(nn.Module):
-    """Takes seconds for a white picture."""
+    """Takes a while for a white picture."""
 
     def forward(self, x: Tensor) -> Tensor:
         brightness = x.flatten(1).mean(1)
         if bool((brightness >= 0.999).any()):
-            for _ in range(1_000_000):
+            for _ in range(250_000):
                 brightness = brightness + 1e-9
         return torch.stack([brightness * 20, -brightness * 20], 1)
 
@@ -141,6 +141,19 @@ def test_a_flood_of_slow_damaged_pictures_does_not_make_it_unready(model: Path) 
         assert {200} == statuses
 
 
+def test_a_lost_nursery_takes_its_workers_along_and_all_are_replaced(model: Path) -> None:
+    with serving(model) as service:
+        worker = worker_of(service)
+        nursery = parent_of(worker)
+        os.kill(nursery, signal.SIGKILL)
+
+        assert gone([nursery, worker])
+        assert 200 == service.post(noise()).status_code
+        assert nursery != parent_of(worker_of(service))
+        assert 1 == service.sample("darkroom_worker_restarts_total")
+        assert 0 == service.stop()
+
+
 def test_a_service_that_was_paused_as_a_whole_goes_on_with_the_same_worker(model: Path) -> None:
     with serving(model) as service:
         before = worker_of(service)
@@ -186,7 +199,7 @@ def test_a_spare_takes_over_at_once(model: Path) -> None:
 
 def test_a_spare_that_still_loads_does_not_hold_up_the_end(model: Path) -> None:
     with serving(model, "--spares", "1") as service:
-        while len(workers := spawned(service.children())) < 2:
+        while len(workers := workers_among(service.children())) < 2:
             assert service.process.poll() is None
         os.kill(workers[1], signal.SIGSTOP)
 

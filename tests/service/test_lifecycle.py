@@ -104,8 +104,8 @@ def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_reques
 
 
 def worker_of(service: Service) -> int:
-    """The process that has torch loaded."""
-    return next(pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text())
+    """The first worker process."""
+    return workers_among(service.children())[0]
 
 
 def test_a_client_that_leaves_is_counted_and_harms_nobody(model: Path) -> None:
@@ -179,7 +179,7 @@ def test_it_stops_cleanly_as_process_1(model: Path) -> None:
         assert 0 == process.wait(running.STOP_S)
 
 
-@pytest.mark.parametrize("children", [0, 1, 2], ids=["starting", "manager", "worker"])
+@pytest.mark.parametrize("children", [0, 1, 2], ids=["starting", "tracker", "nursery"])
 def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children: int) -> None:
     command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
     with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +209,7 @@ def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.02)  # looking all the time would slow the start down
         os.kill(http, signal.SIGSTOP)
-        (worker,) = spawned(children := started.children())
+        (worker,) = workers_among(children := started.children())
         os.kill(worker, signal.SIGKILL)
         while worker in started.children():
             assert process.poll() is None
@@ -234,7 +234,7 @@ def test_a_metrics_port_that_is_taken_while_the_model_loads_stops_the_start_with
         process = subprocess.Popen([sys.executable, "-m", "service", *flags], stdout=subprocess.DEVNULL, stderr=errors)
     started = Service(process, "", "", log)  # type: ignore[arg-type]
     try:
-        while not spawned(children := started.children()):
+        while not workers_among(children := started.children()):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.02)
         with socket.create_server(("127.0.0.1", port), reuse_port=True):
@@ -249,15 +249,23 @@ def test_a_metrics_port_that_is_taken_while_the_model_loads_stops_the_start_with
 
 
 def forked_after_worker(children: list[int], main: int) -> int | None:
-    """The first HTTP process, which is the main one's copy; the manager comes before the worker."""
-    workers = spawned(children)
-    later = children[children.index(workers[0]) + 1 :] if workers else []
-    return next((pid for pid in later if command_of(pid) == command_of(main)), None)
+    """The first HTTP process, which is the main one's copy; the manager is another, and comes before the worker."""
+    copies = [pid for pid in children if command_of(pid) == command_of(main)]
+    return copies[1] if len(copies) > 1 else None
 
 
-def spawned(children: list[int]) -> list[int]:
-    """The worker processes among them, loaded or not."""
-    return [pid for pid in children if b"spawn_main" in command_of(pid)]
+def workers_among(children: list[int]) -> list[int]:
+    """The worker processes, loaded or not: copies of one that is the main process's own."""
+    nursery = [pid for pid in children if b"forkserver" in command_of(pid)]
+    return [pid for pid in nursery if parent_of(pid) in nursery]
+
+
+def parent_of(pid: int) -> int:
+    """A process's parent; 0 when it is no more."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def command_of(pid: int) -> bytes:

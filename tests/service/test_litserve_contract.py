@@ -67,7 +67,6 @@ def test_the_server_has_the_private_names_with_their_arguments() -> None:
     server = litserve.LitServer
 
     assert ["self", "lit_api"] == parameters(server.launch_inference_worker)
-    assert ["self", "lit_api", "worker_id"] == parameters(server.launch_single_inference_worker)
     assert ["self", "num_api_servers"] == parameters(server._init_manager) == parameters(Server._init_manager)
     assert ["self"] == parameters(server.verify_worker_status) == parameters(Server.verify_worker_status)
     expected = ["self", "port", "num_uvicorn_servers", "log_level", "sockets", "uvicorn_worker_type", "kwargs"]
@@ -136,16 +135,17 @@ def test_http_processes_are_forked_and_know_their_number() -> None:
     assert "return dict(enumerate(workers))" in start
 
 
-def test_workers_are_spawned_with_our_queue_and_transport() -> None:
+def test_a_worker_process_is_given_what_litserve_would_give_it() -> None:
     launch = source(litserve.LitServer.launch_single_inference_worker)
+    given = re.search(r"target=inference_worker,args=\((.*?),\),name", re.sub(r"\s", "", launch))
 
-    assert 'mp.get_context("spawn")' in launch
-    given = ["lit_api", "device", "worker_id", "self._get_request_queue(lit_api.api_path)", "self._transport"]
-    assert ",".join(given) in re.sub(r"\s", "", launch)
-    assert "device = inference_workers_config[worker_id]" in launch
-    assert "return self.devices * wpd" in source(litserve.LitServer._inference_workers_config_for_api)
-    assert given[:3] == parameters(inference_worker)[:3]
-    assert ["request_queue", "transport"] == parameters(inference_worker)[3:5]
+    assert given
+    queue = "self._get_request_queue(lit_api.api_path)"
+    more = ["self._transport", "self.workers_setup_status", "self._callback_runner", "self.restart_workers"]
+    assert ["lit_api", "device", "worker_id", queue, *more] == given[1].split(",")
+    ours = source(Server.launch)
+    assert all(name in ours for name in more[:3])
+    assert len(more) + 4 == len(parameters(inference_worker))
 
 
 def test_a_worker_is_set_up_and_then_its_loop_is_called_once() -> None:
