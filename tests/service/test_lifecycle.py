@@ -250,8 +250,13 @@ def test_a_metrics_port_that_is_taken_while_the_model_loads_stops_the_start_with
 
 def forked_after_worker(children: list[int], main: int) -> int | None:
     """The first HTTP process, which is the main one's copy; the manager is another, and comes before the worker."""
-    copies = [pid for pid in children if command_of(pid) == command_of(main)]
+    copies = copies_of(main, children)
     return copies[1] if len(copies) > 1 else None
+
+
+def copies_of(main: int, children: list[int]) -> list[int]:
+    """The processes forked from the main one, in order."""
+    return [pid for pid in children if command_of(pid) == command_of(main)]
 
 
 def workers_among(children: list[int]) -> list[int]:
@@ -353,7 +358,7 @@ def test_a_lost_process_that_cannot_be_replaced_ends_the_service_with_a_line(mod
     with serving(model, "--max-delay-ms", "1000") as service, ThreadPoolExecutor(4) as pool:
         children = service.children()
         http = next(pid for pid in children if listens(pid))
-        manager = children[0]  # the first that LitServe starts
+        manager = copies_of(service.process.pid, children)[0]
         replies = [pool.submit(service.post, noise(seed)) for seed in range(4)]
         wait_until_in_flight(service, 4)
         os.kill(http if victim == "http" else manager, signal.SIGKILL)
