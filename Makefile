@@ -3,6 +3,7 @@
 .PHONY: help setup serve test bench campaign lock system
 
 PORT ?= 8000
+JOBS ?= 2
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
 UV = $(shell command -v uv || echo .venv/bin/uv)
@@ -47,8 +48,8 @@ test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" ma
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
-	$(TEST_ENV) .venv/bin/pytest -m "not slow"
-	$(TEST_ENV) .venv/bin/pytest -m slow
+	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m slow
 
 # accuracy needs the real data; the GPU has a suite of its own: python -m benchmarks gpu.
 bench: $(READY)  ## measure the service, 35 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
