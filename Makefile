@@ -9,7 +9,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV = $(shell command -v uv || echo .venv/bin/uv)
 READY := .venv/.ready
 # Tests may write inside the checkout only: their temporary files and every library's cache go here.
-TEST_ENV := env TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
+# Tests run side by side, so a thread that waits must not spin.
+TEST_ENV := env OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
 # One lock for Python 3.11 to 3.13 on every platform (fewest: one version of each package); the index is the user's.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
 	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_FLAGS)

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.transport import READY, Transport
 from tests import artifacts
 from tests.running import Service
+from tests.service.test_lifecycle import parent_of, workers_among
 
 
 def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
@@ -64,10 +65,12 @@ def test_litserves_own_routes_are_gone(service: Service) -> None:
     assert 404 == service.post(b"{}", "/_internal/predict").status_code
 
 
-def test_only_the_worker_loads_torch(service: Service) -> None:
+def test_only_the_worker_and_what_it_is_a_copy_of_load_torch(service: Service) -> None:
     loaded = [pid for pid in service.children() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    (worker,) = workers_among(service.children())
 
-    assert 1 == len(loaded)
+    assert {parent_of(worker), worker} == set(loaded)
+    assert 1 == len(list(Path(f"/proc/{parent_of(worker)}/task").iterdir())), "a process of one thread may be forked"
     assert "libtorch" not in Path(f"/proc/{service.process.pid}/maps").read_text()
 
 

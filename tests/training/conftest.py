@@ -16,9 +16,6 @@ from PIL import Image
 
 from training.__main__ import main
 
-# On a busy machine two threads wait for each other longer than these small tensors take one.
-torch.set_num_threads(1)
-
 Layout = Mapping[str, int]  # class folder, perhaps below a split's: how many pictures
 PhotoFolder = Callable[..., Path]
 # Quick, and still learns the colours below.
@@ -38,6 +35,12 @@ def paint(folder: Path, layout: Layout) -> Path:
             pixels = np.clip(colour + random.normal(0, 60, (height, width, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / place / f"{index:03}.{('jpg', 'png')[index % 2]}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """On a busy machine two threads wait for each other longer than these small tensors take one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
