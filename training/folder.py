@@ -54,7 +54,7 @@ def survey(folder: Path) -> Layout:
         TrainingError: there is no such folder.
     """
     if not folder.is_dir():
-        raise TrainingError(f"--data {folder}: no such folder; give shapes10, cifar10 or a folder of class folders")
+        raise TrainingError(f"{folder}: no such folder; give shapes10, cifar10 or a folder of class folders")
     roots = {name: folder / name for name in SPLITS if folders_in(folder / name)}
     findings = list(misplaced(folder, roots))
     sound = not findings

@@ -218,6 +218,16 @@ def test_every_precision_learns(precision: str, channels_last: bool) -> None:
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
+def test_compiled_steps_learn_what_others_do() -> None:
+    (plain,), (compiled,) = (
+        trained(recipe(compile=chosen).model_copy(update={"epochs": 1}))[1] for chosen in (False, True)
+    )
+
+    assert plain.loss == pytest.approx(compiled.loss, rel=1e-3)
+    assert plain.validation == pytest.approx(compiled.validation, rel=1e-3)
+
+
 @pytest.mark.parametrize("balance", ["loss", "sampling"])
 def test_balance_lets_a_rare_class_be_learnt(balance: str) -> None:
     """Of 100 pictures that cannot be told apart, 10 are of class 1: an honest answer is 0.1, a balanced one 0.5."""
