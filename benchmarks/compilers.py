@@ -73,8 +73,10 @@ def eager(name: str, path: Path, device: str) -> nn.Module:
 
 
 def torchscript(_name: str, path: Path, device: str, pixels: Tensor) -> Run:
-    """As the service runs it, with what it found to pay."""
-    return optimisation.prepare(artifact.load(path), torch.device(device), max_batch_size=len(pixels)).forward
+    """As the service runs it, with what it found to pay; its pixels lie as decoders write them."""
+    engine = optimisation.prepare(artifact.load(path), torch.device(device), max_batch_size=len(pixels))
+    decoded = pixels.permute(0, 2, 3, 1).contiguous()
+    return lambda _: engine.forward(decoded)
 
 
 def compiled(name: str, path: Path, device: str, _pixels: Tensor) -> Run:

@@ -11,6 +11,7 @@ from models import manifest as manifests
 from models.errors import ArtifactError
 from service import keys as keys_module
 from service import settings as settings_module
+from service.orphans import PARENT
 from service.settings import SettingsError
 from service.sockets import StartError, hold_port
 
@@ -50,6 +51,7 @@ def start_nursery() -> None:
     except OSError as error:
         raise StartError(f"no folder for temporary files (a few sockets) can be written: {error.strerror}") from None
     multiprocessing.set_forkserver_preload(["service.nursery"])
+    os.environ[PARENT] = str(os.getpid())
     try:
         forkserver.ensure_running()
     except OSError:  # sockets have paths of up to 107 bytes

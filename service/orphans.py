@@ -5,6 +5,7 @@ import os
 import signal
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+PARENT = "NURSERY_OF"  # the variable that tells the nursery who has started it
 
 
 def end_with_parent(parent: int) -> None:

@@ -67,7 +67,7 @@ def test_gpu_on_a_cpu(tmp_path: Path, models: Path) -> None:
 def test_soak(tmp_path: Path, models: Path) -> None:
     *rows, end = measured("soak", tmp_path, models)
 
-    assert {"main", "manager", "http", "worker", "tracker"} == set(rows[-1]["mib"])
+    assert {"main", "manager", "http", "nursery", "worker", "tracker"} == set(rows[-1]["mib"])
     assert [(0, 0)] == [(row["lost"], row["wrong"]) for row in rows if row["scenario"] == "part"]
     assert {"in flight": 0, "queue depth": 0} == end["left"]
 
