@@ -118,6 +118,15 @@ EXAMPLES = f"""examples:
   {PROGRAM} compare runs/first runs/second              what differs, and whether by more than chance
   {PROGRAM} evaluate --model artifacts/model.pt --data photos/
   {PROGRAM} export --arch squeezenet1_0 --weights squeezenet.pth --classes imagenet.txt --out imagenet.pt"""
+# What a preset says goes where the field that it depends on is given another value: another architecture brings its own
+# input size, another optimiser has no such momentum.
+GIVE_WAY = {
+    "arch": ("input_size",),
+    "schedule": ("warm_up",),
+    "optimizer": ("momentum",),
+    "flip": ("alternate_flip",),
+    "alternate_flip": ("flip",),
+}
 PRESETS_TOLD = "\n\npresets (what each changes of the defaults above):\n" + "\n".join(
     f"  {name:9} {flags or 'nothing: the PyTorch tutorials are the defaults'}" for name, flags in PRESETS.items()
 )
@@ -153,8 +162,9 @@ def parse(arguments: Sequence[str]) -> Flags:
     if kind is Train:
         preset = given.get("recipe") or preset_for(given.get("data", "shapes10"), given)
         values = source(args=PRESETS.get(preset, "").split())()
-        if given.get("arch", values.get("arch")) != values.get("arch"):
-            values.pop("input_size", None)  # another architecture brings its own
+        for field, others in GIVE_WAY.items():
+            if given.get(field, values.get(field)) != values.get(field):
+                values = {name: value for name, value in values.items() if name not in others}
         given = {**values, **given}
     try:
         return kind(**given)

@@ -125,7 +125,9 @@ PRESETS = {
     "fast94": "--arch airbench94 --epochs 16 --batch-size 1024 --optimizer sgd --lr 1.5 --momentum 0.85 "
     "--weight-decay 0.0013 --bias-lr 64 --schedule linear --warm-up 0.23 --label-smoothing 0.2 --ema 0.98 "
     "--alternate-flip --shift 2 --val 1000 --precision auto --channels-last --views",
-    "scratch": "--arch compact_cnn --input-size 64 --epochs 30 --lr 0.005 --schedule one-cycle --flip --shift 6",
+    "scratch": "--arch airbench93 --input-size 64 --epochs 20 --batch-size 32 --optimizer sgd --lr 0.1 "
+    "--weight-decay 0.001 --schedule cosine --warm-up 0.1 --label-smoothing 0.1 --ema 0.98 --flip --shift 4 "
+    "--precision auto --channels-last",
     # The fresh last layer first, then all of it, what is pretrained at a tenth of the rate.
     "finetune": "--arch resnet18 --weights DEFAULT --epochs 8 --batch-size 16 --optimizer adamw --lr 0.001 "
     "--backbone-lr 0.1 --head-epochs 1 --weight-decay 0.01 --schedule cosine --warm-up 0.1 --label-smoothing 0.1 "

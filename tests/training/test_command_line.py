@@ -123,6 +123,15 @@ def test_the_data_and_the_weights_choose_the_preset(data: str, given: dict[str, 
     assert preset == preset_for(data, given)
 
 
+def test_a_presets_value_gives_way_with_the_field_that_it_belongs_to() -> None:
+    assert recipe("scratch", "--schedule", "one-cycle").warm_up == 0
+    assert recipe("scratch", "--schedule", "linear").warm_up == 0
+    assert recipe("scratch", "--schedule", "cosine").warm_up > 0
+    assert recipe("fast94", "--optimizer", "adam").momentum == 0.9
+    assert not recipe("fast94", "--flip").alternate_flip
+    assert not recipe("scratch", "--alternate-flip").flip
+
+
 def test_another_architecture_brings_its_own_input_size() -> None:
     assert recipe("scratch").input_size == 64
     assert recipe("scratch", "--arch", "resnet18").input_size is None

@@ -114,7 +114,7 @@ def test_the_page_holds_all_pictures_and_figures_and_needs_nothing_else(trained:
     assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
     assert f"{figures['value']:.2%}" in page.words
     assert "{:.2%} to {:.2%}".format(*figures["interval"]) in page.words
-    assert all(word in text for word in (*COLOURS, trained.metrics["artifact"]["digest"], "one-cycle", "batch_size"))
+    assert all(word in text for word in (*COLOURS, trained.metrics["artifact"]["digest"], "cosine", "batch_size"))
 
 
 def test_slices_hold_every_measured_image_once(trained: Run) -> None:
