@@ -49,6 +49,7 @@ from service.transport import DRAINING, FAILED, LOADING, MAX_CLASSES, READY, Tra
 from service.worker import Worker
 
 BACKLOG = 2048
+NURSERY_S = 5  # within which a nursery that is lost has ended
 SIGNAL_S = 0.5  # after which one that was missed is seen
 KEEP_ALIVE_S = 75  # longer than the usual idle timeout of load balancers (60 s), so that they close first
 
@@ -182,7 +183,7 @@ class Server(litserve.LitServer):
             ),
             name="inference-worker",
         )
-        berth.process.start()
+        begin(berth.process)
         worker.orders.close()
         self.inference_workers[:] = [berth.process for berth in self.berths if berth.process]
 
@@ -261,6 +262,19 @@ class Server(litserve.LitServer):
         async with super().lifespan(app):
             yield
         self.channel.close()
+
+
+def begin(process: BaseProcess) -> None:
+    """Start a worker, also where the nursery is just ending: it takes a moment until another can be started."""
+    deadline = monotonic() + NURSERY_S
+    while True:
+        try:
+            process.start()
+            return
+        except (ConnectionError, EOFError):
+            if monotonic() > deadline:
+                raise
+            sleep(0.01)
 
 
 def collect_seldom() -> None:

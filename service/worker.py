@@ -13,7 +13,7 @@ from models.errors import ArtifactError, DeviceError
 from models.manifest import Manifest
 from service import logs
 from service.metrics import Metrics
-from service.orphans import end_with_parent
+from service.orphans import end_with_parent, parent_of
 from service.settings import Settings
 from service.transport import Transport
 
@@ -43,10 +43,9 @@ class Worker(litserve.LitAPI):
 
         An unusable artifact or device ends the process with exit code 2 and one line on stderr.
         """
-        end_with_parent(os.getppid())
-        main = multiprocessing.parent_process()
-        assert main is not None, "workers are child processes"
-        if not main.is_alive():  # then the nursery ended before this process could ask to end with it
+        nursery, main = os.getppid(), multiprocessing.parent_process()
+        end_with_parent(nursery)
+        if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
             os._exit(1)
         logs.configure(self.settings.log_format)
         os.nice(NICENESS)

@@ -17,6 +17,7 @@ from time import monotonic
 import pytest
 import requests
 
+from service.orphans import parent_of
 from tests import artifacts, running
 from tests.pictures import noise
 from tests.running import Service, predictions, serving
@@ -263,14 +264,6 @@ def workers_among(children: list[int]) -> list[int]:
     """The worker processes, loaded or not: copies of one that is the main process's own."""
     nursery = [pid for pid in children if b"forkserver" in command_of(pid)]
     return [pid for pid in nursery if parent_of(pid) in nursery]
-
-
-def parent_of(pid: int) -> int:
-    """A process's parent; 0 when it is no more."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def command_of(pid: int) -> bytes:

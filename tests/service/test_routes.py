@@ -13,11 +13,12 @@ from models import manifest as manifests
 from service import routes
 from service.keys import Keys
 from service.metrics import Metrics
+from service.orphans import parent_of
 from service.settings import Settings
 from service.transport import READY, Transport
 from tests import artifacts
 from tests.running import Service
-from tests.service.test_lifecycle import parent_of, workers_among
+from tests.service.test_lifecycle import workers_among
 
 
 def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
