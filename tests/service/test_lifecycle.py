@@ -200,16 +200,9 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
 
 
 def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
-    log = tmp_path / "log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+    process, http, log = stopped_before_it_listens(model, tmp_path)
     started = Service(process, "", "", log)
     try:
-        while not (http := forked_after_worker(started.children(), process.pid)):
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.02)  # looking all the time would slow the start down
-        os.kill(http, signal.SIGSTOP)
         (worker,) = workers_among(children := started.children())
         os.kill(worker, signal.SIGKILL)
         while "a worker was lost" not in log.read_text():
@@ -222,6 +215,25 @@ def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(
         assert gone(children)
     finally:
         running.end(process)
+
+
+def stopped_before_it_listens(model: Path, folder: Path) -> tuple["subprocess.Popen[str]", int, Path]:
+    """A service whose worker has loaded and whose HTTP process, the second value, was stopped before it listened."""
+    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
+    for attempt in range(20):
+        log = folder / f"log-{attempt}"
+        with log.open("w") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        started = Service(process, "", "", log)
+        while not (http := forked_after_worker(started.children(), process.pid)):
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.01)  # looking all the time would slow the start down
+        os.kill(http, signal.SIGSTOP)
+        if not listens(http):
+            return process, http, log
+        os.kill(http, signal.SIGCONT)  # too late: it serves
+        running.end(process)
+    raise AssertionError("its HTTP process always listened before it could be stopped")
 
 
 def test_a_metrics_port_that_is_taken_while_the_model_loads_stops_the_start_with_one_line(
