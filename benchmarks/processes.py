@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.servers import TICKS_PER_S, Server
+from service.orphans import parent_of
 
 PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 LISTENS = "0A"  # a state in /proc/net/tcp
@@ -30,14 +31,10 @@ def kind(server: Server, pid: int) -> str:
     if b"resource_tracker" in command:
         return "tracker"
     if b"forkserver" in command:
-        return "nursery" if parent(pid) == server.process.pid else "worker"
+        return "nursery" if parent_of(pid) == server.process.pid else "worker"
     if b"spawn_main" in command:
         return "worker" if "libtorch" in Path(f"/proc/{pid}/maps").read_text() else "spawned"
     return "http" if ports(pid) else "manager"
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def of_kind(server: Server, wanted: str) -> list[int]:

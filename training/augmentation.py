@@ -21,18 +21,17 @@ def augment(pixels: Tensor, recipe: Recipe, epoch: int, generator: torch.Generat
         pixels = shifted(pixels, recipe.shift, generator)
     if recipe.least_area < 1:
         pixels = parts(pixels, recipe.least_area, generator)
-    if recipe.trivial_augment or recipe.erase:
-        pixels = torch.stack([transformed(image, recipe) for image in pixels])
-    return pixels
+    return transformed(pixels, recipe) if recipe.trivial_augment or recipe.erase else pixels
 
 
-def transformed(image: Tensor, recipe: Recipe) -> Tensor:
-    """One image, by torchvision: TrivialAugment (arXiv 2103.10158), random erasing (arXiv 1708.04896)."""
+def transformed(pixels: Tensor, recipe: Recipe) -> Tensor:
+    """Each image by torchvision: TrivialAugment (arXiv 2103.10158), random erasing (arXiv 1708.04896)."""
     from torchvision.transforms import v2  # takes seconds, and most recipes need none of it
 
-    if recipe.trivial_augment:
-        image = v2.TrivialAugmentWide()(image)
-    return v2.RandomErasing(recipe.erase, value=[127.0])(image) if recipe.erase else image
+    steps = [v2.TrivialAugmentWide()] if recipe.trivial_augment else []
+    steps += [v2.RandomErasing(recipe.erase, value=[127.0])] if recipe.erase else []
+    change = v2.Compose(steps)
+    return torch.stack([change(image) for image in pixels])
 
 
 def heads(count: int, generator: torch.Generator) -> Tensor:

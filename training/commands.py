@@ -26,7 +26,7 @@ from training.device import choose_device
 from training.errors import TrainingError
 from training.findings import KINDS, Finding
 from training.measurement import BATCH, answers, confusion, measure, viewed
-from training.pixels import Prepared, in_order, prepare
+from training.pixels import Prepared, Split, in_order, prepare
 from training.ranks import joined
 from training.recipe import Recipe
 from training.terminal import bar, interruptible, say
@@ -41,9 +41,10 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
     several processes, they do it together.
     """
     check_target(order.out)
-    for flag, path in (("run", order.run), ("unlike", order.unlike)):
-        if path is not None and path.exists() and not path.is_dir():
-            raise TrainingError(f"--{flag} {path} is a file; name a folder")
+    if order.run is not None and order.run.exists() and not order.run.is_dir():
+        raise TrainingError(f"--run {order.run} is a file; name a folder")
+    if order.unlike is not None and not order.unlike.is_dir():
+        raise TrainingError(f"--unlike {order.unlike}: no such folder; name one of pictures of none of the classes")
     log.check(order.log)
     where = choose_device(order.device, order.seed)
     say(report.SHAPES10 if order.data == "shapes10" else f"reading {order.data}")
@@ -62,6 +63,8 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
         classifier = weights.build(order, len(source.classes))
         prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run, order.skip_bad)
         prepared = prepared.on(where)
+        # Before the first epoch: a folder without pictures should not cost a training.
+        strange = strangers(classifier, source.name, order.unlike) if ranks.first else {}
         say(report.plan(source.name, len(source.classes), prepared, order, where, ranks))
         training = loop.Training(classifier, order, where, prepared.splits["train"], ranks)
         if saved:
@@ -72,7 +75,7 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
         if not fit(training, prepared, order):
             say(report.suspended(training, run))
         elif ranks.first:
-            publish(training, prepared, source, order)
+            publish(training, prepared, source, order, strange)
     return training.over
 
 
@@ -149,8 +152,10 @@ def fit(training: loop.Training, prepared: Prepared, order: Train) -> bool:
     return True
 
 
-def publish(training: loop.Training, prepared: Prepared, source: Source, order: Train) -> None:
-    """Measure the classifier, write its artifact and the run's reports."""
+def publish(
+    training: loop.Training, prepared: Prepared, source: Source, order: Train, strange: Mapping[str, Split]
+) -> None:
+    """Measure the classifier, write its artifact and the run's reports; `strange` are pictures of no class of its."""
     assert order.run
     assert order.name
     run, name, where, history, kept = order.run, order.name, training.device, training.history, training.kept
@@ -164,7 +169,7 @@ def publish(training: loop.Training, prepared: Prepared, source: Source, order: 
         where,
         views=order.views,
         coverage=order.coverage,
-        strangers=strangers(classifier, source.name, order.unlike),
+        strangers=strange,
     )
     say(report.measured(figures, source.classes))
     recipe = order.model_dump(mode="json", include=set(Recipe.model_fields)) | {

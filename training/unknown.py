@@ -20,6 +20,7 @@ from training import shapes10
 from training.errors import TrainingError
 from training.folder import pictures_in
 from training.pixels import InMemory
+from training.terminal import say
 
 DRAWN = 500  # strangers of a kind
 
@@ -86,12 +87,14 @@ def noise(size: int) -> Tensor:
 def read(classifier: Classifier, folder: Path) -> Tensor:
     """Every picture below `folder` that can be decoded: uint8 (N, 3, S, S)."""
     size, crop = classifier.input_size, classifier.crop
-    pixels = []
+    pixels, unreadable = [], 0
     for path in pictures_in(folder):
         try:
             pixels.append(classifier.preprocess(decode(path.read_bytes(), input_size=size, crop=crop)))
         except (OSError, ImageError):
-            continue
+            unreadable += 1
+    if unreadable:
+        say(f"warning   {unreadable} pictures of --unlike {folder} cannot be read and are left out")
     if not pixels:
         raise TrainingError(f"--unlike {folder}: no pictures there; name a folder of pictures of none of the classes")
     return torch.stack(pixels)

@@ -32,6 +32,7 @@ WRONG = {
         "32 px only, not 64",
     ),
     "missing data": (["--data", "no/such/folder"], "no/such/folder: no such folder"),
+    "a folder of strangers that there is not": (["--unlike", "no/clouds"], "--unlike no/clouds: no such folder"),
     "missing weights": (["--weights", "no.pth"], "--weights no.pth: No such file or directory"),
     "an unknown name of weights": (
         ["--arch", "resnet18", "--weights", "BEST"],
