@@ -83,6 +83,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--arrivals": {"choices": ("even", "poisson"), "help": "how requests are spaced"},
     "--data": {"type": Path, "help": "where photos/, hymenoptera/ and weights/ lie; as TEST_DATA"},
 }
+DATA = Path(os.environ["TEST_DATA"]) if os.environ.get("TEST_DATA") else None
+PHOTOS = ("accuracy", "loading")  # suites that do nothing without
 SUITES: Mapping[str, Suite] = {
     "compare": Suite(
         "The service, stock LitServe twice, a bare Starlette and the bounds of the hardware, in turn: answers a "
@@ -122,7 +124,11 @@ SUITES: Mapping[str, Suite] = {
     ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",
-        {"--data": Path(os.environ["TEST_DATA"]) if os.environ.get("TEST_DATA") else None},
+        {"--data": DATA},
+    ),
+    "loading": Suite(
+        "How fast training gets batches of photos from files, beside decoding and resizing them without a loader.",
+        {"--rounds": 5, "--minutes": 5, "--data": DATA},
     ),
     "compilers": Suite(
         "What torch.compile and AOTInductor would give in place of TorchScript; they need a C++ compiler.",
@@ -130,7 +136,7 @@ SUITES: Mapping[str, Suite] = {
         | {"--workloads": ["simple_cnn", "mobilenet_v3_small", "resnet18"]},
     ),
 }
-WITHOUT_WRK = ("accuracy", "compilers")
+WITHOUT_WRK = (*PHOTOS, "compilers")
 LOAD = "The open-loop load tool, for any server: python -m benchmarks load --help."
 QUICK = {"seconds": 1.0, "rounds": 1}
 QUICK_WORKLOAD = ["A"]  # unless another is asked for
@@ -178,9 +184,8 @@ def parse(arguments: Sequence[str]) -> Order:
             given["workloads"] = QUICK_WORKLOAD if suite != "compilers" else given["workloads"][:1]
     if suite == "compilers" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise BenchmarkError("g++ is not installed, which torch.compile needs; on Debian: apt-get install g++")
-    if suite == "accuracy":
-        if given["data"] is None or not given["data"].is_dir():
-            raise BenchmarkError("accuracy needs real photos: set TEST_DATA, or give --data DIR")
-    elif suite not in WITHOUT_WRK and shutil.which("wrk") is None:
+    if suite in PHOTOS and (given["data"] is None or not given["data"].is_dir()):
+        raise BenchmarkError(f"{suite} needs real photos: set TEST_DATA, or give --data DIR")
+    if suite not in WITHOUT_WRK and shutil.which("wrk") is None:
         raise BenchmarkError("wrk is not installed; on Debian: make system, or apt-get install wrk")
     return Order(suite, out, models, quick, given)

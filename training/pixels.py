@@ -55,6 +55,7 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
     images: Images
     preparer: Classifier
     workers: int
+    digests: bool = False  # a picture's takes a tenth of its decoding
 
     @property
     def labels(self) -> Tensor:
@@ -68,7 +69,7 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
         return replace(self, images=self.images.take(indices))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str, str]:
-        """Pixels uint8 (3, S, S), label int64 (), SHA-256 of the picture's bytes, and what is wrong with it or ""."""
+        """Pixels uint8 (3, S, S), label int64 (), the SHA-256 of its bytes where asked for, and what is wrong or ""."""
         picture, label, size = self.images.pictures[index], self.labels[index], self.preparer.input_size
         try:
             body = picture.numpy().tobytes() if isinstance(picture, Tensor) else picture.read_bytes()
@@ -76,7 +77,8 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
         except (OSError, ImageError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             return torch.zeros((3, size, size), dtype=torch.uint8), label, "", f"{picture}: {reason}"
-        return self.preparer.preprocess(pixels), label, hashlib.sha256(body).hexdigest(), ""
+        digest = hashlib.sha256(body).hexdigest() if self.digests else ""
+        return self.preparer.preprocess(pixels), label, digest, ""
 
     def loader(self, **order: Any) -> Iterator[tuple[Tensor, Tensor, Sequence[str], Sequence[str]]]:
         """Batches of what `__getitem__` gives, in the `order` that `DataLoader` takes."""
@@ -164,7 +166,8 @@ def prepare(
             decoded = Decoded(images, preparer, processes_for(workers, images))
             memory = torch.empty((len(images) if kept else 0, 3, input_size, input_size), dtype=torch.uint8)
             found = list[str]()
-            for pixels, labels, digests, problems in decoded.loader(batch_size=CHECKED_AT_ONCE):
+            hashed = replace(decoded, digests=True)
+            for pixels, labels, digests, problems in hashed.loader(batch_size=CHECKED_AT_ONCE):
                 if kept:
                     memory[len(found) : len(found) + len(labels)] = pixels
                 found += digests

@@ -88,6 +88,13 @@ def test_accuracy(tmp_path: Path, models: Path, test_data: Path) -> None:
     assert {"fp32", "bf16", "label"} <= rows[0].keys()
 
 
+def test_loading(tmp_path: Path, models: Path, test_data: Path) -> None:
+    rows = measured("loading", tmp_path, models, "--data", str(test_data))
+
+    assert ["decode", "decode and resize", "training batches"] == [row["way"] for row in rows]
+    assert all(row["images_per_s"] > 0 for row in rows)
+
+
 def test_compilers(tmp_path: Path, models: Path) -> None:
     rows = measured("compilers", tmp_path, models)
 
