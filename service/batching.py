@@ -162,8 +162,10 @@ class Pipeline:
             self.refuse_unwanted(item, started)
             formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
             body = self.transport.body(item)
-            taken = self.engine.takes(body, formats, self.max_pixels)
-            if not taken:
+            taken = not item.pixels and self.engine.takes(body, formats, self.max_pixels)
+            if item.pixels:
+                self.engine.place(body, row)
+            elif not taken:
                 self.engine.decode(body, formats, self.max_pixels, row, self.resting)
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))

@@ -13,11 +13,13 @@ from models.errors import ImageError
 from service.errors import AnyError, HeadersTooLarge, Internal, ServiceError, problem
 from service.journal import Journal
 from service.logs import logger
-from service.metrics import OTHER_ROUTE
+from service.metrics import OTHER_ROUTE, V2_ROUTE
 
 HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 256
-PROBES = frozenset({"/health", "/readyz", "/livez"})  # asked all the time; a 503 there refuses nobody
+PROBES = frozenset(
+    {"/health", "/readyz", "/livez", "/v2/health/live", "/v2/health/ready"}
+)  # asked all the time; a 503 there refuses nobody
 
 
 class Boundary:
@@ -33,7 +35,7 @@ class Boundary:
         """Let the application answer, or answer for it."""
         started = monotonic()
         request_id = self.journal.request_id(dict(scope["headers"]).get(b"x-request-id", b""))
-        route = scope["path"] if scope["path"] in self.routes else OTHER_ROUTE
+        route = label(scope["path"], self.routes)
         status, code = 0, ""
 
         async def send_with_id(message: Message) -> None:
@@ -47,16 +49,24 @@ class Boundary:
             refuse_long(scope["headers"])
             await self.app(scope, receive, send_with_id)
         except (ServiceError, ImageError) as error:
-            if route not in PROBES:
+            if scope["path"] not in PROBES:
                 self.journal.metrics.reject(error)
             code = error.code
-            await send_problem(error, request_id, send_with_id)
+            await send_problem(error, request_id, route, send_with_id)
         except Exception:
             logger.exception("a request failed", extra={"request_id": request_id, "route": route})
             code = Internal.code
             if not status:
-                await send_problem(Internal("The service failed on this request."), request_id, send_with_id)
+                internal = Internal("The service failed on this request.")
+                await send_problem(internal, request_id, route, send_with_id)
         self.journal.close(route, status, code, request_id, started)
+
+
+def label(path: str, routes: Collection[str]) -> str:
+    """The route that a path is counted under."""
+    if path == V2_ROUTE or path.startswith(V2_ROUTE + "/"):
+        return V2_ROUTE
+    return path if path in routes else OTHER_ROUTE
 
 
 def refuse_long(headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -67,9 +77,9 @@ def refuse_long(headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise HeadersTooLarge(f"The request's headers are larger than {HEADER_BYTES} bytes.")
 
 
-async def send_problem(error: AnyError, request_id: str, send: Send) -> None:
-    """Answer with the error as application/problem+json (RFC 9457)."""
-    body = json.dumps(problem(error, request_id)).encode()
+async def send_problem(error: AnyError, request_id: str, route: str, send: Send) -> None:
+    """Answer with the error as application/problem+json (RFC 9457), under `/v2` as its protocol has it too."""
+    body = json.dumps(problem(error, request_id) | ({"error": str(error)} if route == V2_ROUTE else {})).encode()
     headers = {"content-type": "application/problem+json", "content-length": str(len(body))} | headers_of(error)
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": int(error.status), "headers": raw})

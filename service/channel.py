@@ -203,6 +203,8 @@ class Channel:
         deadline: float,
         done: Callable[[Sequence[Answer]], None],
         failed: Callable[[ServiceError], None],
+        *,
+        pixels: bool = False,
     ) -> Pending:
         """Accept all `bodies` of a request or none; see `Pending` for what follows.
 
@@ -227,7 +229,8 @@ class Channel:
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
-            self.send(Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline), pending, position)
+            item = Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline, pixels)
+            self.send(item, pending, position)
         if top_k != CANARY:
             self.images += len(bodies)
             self.metrics.add(QUEUE_DEPTH, n=len(bodies))

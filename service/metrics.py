@@ -22,7 +22,11 @@ from service.errors import AnyError, ClientDisconnect, Refused, Rejected, Servic
 
 DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
-ROUTES = ("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json", OTHER_ROUTE)
+V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
+ROUTES = (
+    *("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json"),
+    *(V2_ROUTE, V2_INFER_ROUTE, OTHER_ROUTE),
+)
 STATUSES = sorted(
     {200, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
 )

@@ -6,8 +6,11 @@ from typing import Any
 
 from models.errors import ImageError
 from models.manifest import Manifest
-from service.endpoint import DEFAULT_TOP_K, LONGEST_TIMEOUT_MS
+from service.call import LONGEST_TIMEOUT_MS
 from service.errors import BY_CODE, ServiceError, leaves
+from service.metrics import V2_ROUTE
+from service.open_inference import DATATYPES, OUTPUTS
+from service.predict import DEFAULT_TOP_K
 from service.settings import Settings
 
 Json = dict[str, Any]
@@ -44,7 +47,8 @@ def schemas(manifest: Manifest) -> Json:
     predictions = {"type": "array", "items": ref("Prediction"), "minItems": 1}
     members = {"type": string, "title": string, "status": integer, "detail": string, "request_id": string}
     problem = struct(
-        members | {"code": {"enum": sorted(BY_CODE)}, "results": ref("Results")}, required=[*members, "code"]
+        members | {"error": string, "code": {"enum": sorted(BY_CODE)}, "results": ref("Results")},
+        required=[*members, "code"],
     )
     item = {"oneOf": [struct({"predictions": predictions}), struct({"error": ref("Problem")})]}
     head = {"request_id": string, "model": struct({"name": string, "version": string})}
@@ -119,6 +123,63 @@ def get(summary: str, kind: str | None, *statuses: int) -> Json:
     return {"get": {"summary": summary, "responses": {"200": success, **problems(431, 500, *statuses)}}}
 
 
+def open_inference_schemas() -> Json:
+    """The shapes of the Open Inference Protocol, https://github.com/open-inference/open-inference-protocol."""
+    string, parameters = {"type": "string"}, {"type": "object"}
+    tensor: Json = {
+        "name": string,
+        "datatype": {"enum": sorted(set(DATATYPES.values()))},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": parameters,
+        "data": {"type": "array", "description": "absent where it follows the JSON as raw bytes"},
+    }
+    output: Json = struct({"name": {"enum": list(OUTPUTS)}, "parameters": parameters}, required=["name"])
+    request: Json = {
+        "id": string,
+        "parameters": parameters,
+        "inputs": {"type": "array", "items": ref("Tensor"), "minItems": 1, "maxItems": 1},
+        "outputs": {"type": "array", "items": output},
+    }
+    reply: Json = {"id": string, "model_name": string, "model_version": string}
+    reply["outputs"] = {"type": "array", "items": ref("Tensor")}
+    return {
+        "Tensor": struct(tensor, required=["name", "datatype", "shape"]),
+        "InferenceRequest": struct(request, required=["inputs"]),
+        "InferenceReply": struct(reply, required=["model_name", "model_version", "outputs"]),
+    }
+
+
+def open_inference(manifest: Manifest, keyed: bool) -> Json:
+    """The routes under `/v2`."""
+    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    length: Json = {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer"}}
+    infer = {
+        "summary": "Classify images by the Open Inference Protocol",
+        "description": f"Inputs and outputs as GET {V2_ROUTE}/models/{manifest.name} tells them, in JSON or raw bytes",
+        "parameters": [length],
+        "requestBody": {"required": True, "content": content("application/json", ref("InferenceRequest")) | binary},
+        "responses": {
+            "200": {
+                "description": "The outputs that were asked for, else all",
+                "content": content("application/json", ref("InferenceReply")) | binary,
+            },
+            **problems(400, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+        },
+    }
+    paths: Json = {
+        "": get("The server", "application/json"),
+        "/health/live": get("Working, or able to recover by itself", None, 503),
+        "/health/ready": get("Ready to answer", None, 503),
+        "/repository/index": {"post": get("The model", None)["get"]},
+    }
+    for at in (f"/models/{manifest.name}", f"/models/{manifest.name}/versions/{manifest.version}"):
+        paths[at] = get("The model's inputs and outputs", "application/json")
+        paths[f"{at}/ready"] = get("Ready to answer", None, 503)
+        paths[f"{at}/config"] = get("The same as Triton tells it", "application/json")
+        paths[f"{at}/infer"] = {"post": guarded(infer, keyed)}
+    return {V2_ROUTE + path: methods for path, methods in paths.items()}
+
+
 def document(manifest: Manifest, settings: Settings, release: str, *, keyed: bool) -> Json:
     """The OpenAPI document of this service; `keyed` where predictions need a key."""
     paths: Json = {
@@ -135,11 +196,13 @@ def document(manifest: Manifest, settings: Settings, release: str, *, keyed: boo
     if settings.docs:
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
+    paths |= open_inference(manifest, keyed)
+    shapes = schemas(manifest) | open_inference_schemas()
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Darkroom: {manifest.name}", "version": release, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": schemas(manifest)} | ({"securitySchemes": KEYS} if keyed else {}),
+        "components": {"schemas": shapes} | ({"securitySchemes": KEYS} if keyed else {}),
     }
 
 

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1, with a short way for `POST /predict`.
+"""uvicorn's HTTP/1.1, with a short way for predictions.
 
-    bytes -> httptools -> POST /predict: Call, synchronous, one write a reply
+    bytes -> httptools -> POST to an endpoint: Call, synchronous, one write a reply
                           all else: ASGI (Boundary, FastAPI), a task a request
 
 A task, an event and an ASGI message for each step would cost as much again as all that a `Call` does.
@@ -13,6 +13,7 @@ import asyncio
 import json
 import resource
 import socket
+from collections.abc import Mapping
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.boundary import HEADER_BYTES
-from service.endpoint import Call, Predict
+from service.call import Call, Endpoint
 from service.errors import (
     Crowded,
     DeadlineExceeded,
@@ -54,17 +55,20 @@ LATE_BODY = "The request's deadline passed before its body was complete."
 class Protocol(HttpToolsProtocol):
     """One connection. A request is a `cycle` here, as in uvicorn; pipelined ones are answered one after the other."""
 
-    def __init__(self, *args: Any, app: ASGIApp, predict: Predict, room: "Room", **kwargs: Any) -> None:
-        """Requests go to `predict`, or to `app` without the layers that FastAPI puts around it.
+    def __init__(
+        self, *args: Any, app: ASGIApp, endpoints: Mapping[str, Endpoint], room: "Room", **kwargs: Any
+    ) -> None:
+        """POST requests go to their path's endpoint, others to `app` without the layers that FastAPI puts around it.
 
         Connections for which there is no `room` are answered once each, and get no predictions.
         """
         super().__init__(*args, **kwargs)
         self.app = app
-        self.predict = predict
+        self.endpoints = endpoints
+        self.shared = next(iter(endpoints.values()))  # settings, journal and channel are the same for all
         self.room = room
-        self.header_timeout = predict.settings.header_timeout_ms / 1000
-        self.body_timeout = predict.settings.body_timeout_ms / 1000
+        self.header_timeout = self.shared.settings.header_timeout_ms / 1000
+        self.body_timeout = self.shared.settings.body_timeout_ms / 1000
         self.call: Call | None = None
         self.answering: RequestResponseCycle | None = None  # the cycle of `call`, or of the application's task
         self.held: RequestResponseCycle | None = None  # until the client has read the replies before
@@ -85,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         if self.crowded:
             self.header_timeout = min(self.header_timeout, CROWDED_HEAD_S)
             self.timeout_keep_alive = CROWDED_HEAD_S
-        if self.predict.channel().transport.phase == DRAINING:  # accepted just before the socket was closed
+        if self.shared.channel().transport.phase == DRAINING:  # accepted just before the socket was closed
             self.leave()
         self.await_client()
 
@@ -232,7 +236,7 @@ class Protocol(HttpToolsProtocol):
         last = self.crowded or (self.leaving and not self.pipeline)
         if last or (cycle is self.cycle and self.parser.should_upgrade()):
             cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request
-        if cycle.scope["path"] != "/predict" or cycle.scope["method"] != "POST":
+        if cycle.scope["path"] not in self.endpoints or cycle.scope["method"] != "POST":
             self.answering = cycle
             super()._start_asgi_task(cycle, app)
         elif self.flow.write_paused:
@@ -241,9 +245,10 @@ class Protocol(HttpToolsProtocol):
             self.begin(cycle)
 
     def begin(self, cycle: RequestResponseCycle) -> None:
-        """Let `predict` have the request, and the body as far as it is there."""
+        """Let the endpoint have the request, and the body as far as it is there."""
         self.answering = cycle
-        self.call = call = Call(self.predict, list(cycle.scope["headers"]), cycle.scope["query_string"], self.reply)
+        endpoint = self.endpoints[cycle.scope["path"]]
+        self.call = call = Call(endpoint, list(cycle.scope["headers"]), cycle.scope["query_string"], self.reply)
         if self.crowded:
             call.refuse(Crowded(CROWDED))
         else:
@@ -361,7 +366,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.more_body:
             self.transport.close()  # its reply has been written
             return
-        journal = self.predict.journal
+        journal = self.shared.journal
         request_id = journal.new_id()
         journal.metrics.reject(error)
         journal.unreadable(int(error.status), error.code, request_id)

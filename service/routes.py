@@ -1,6 +1,6 @@
 """The routes beside `/predict`: health, metrics, information and documentation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import start_http_server
@@ -13,15 +13,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.manifest import Manifest
-from service import __version__, openapi
-from service.endpoint import ROUTE, refuse_unready
+from service import __version__, open_inference, openapi
+from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
 from service.metrics import Metrics, Scrape
+from service.predict import ROUTE
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
+Answering = Callable[[Request], Awaitable[Response]]
 NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
 
 
@@ -73,10 +76,59 @@ def build(
     if settings.docs:
         answers["/openapi.json"] = lambda _: JSONResponse(document)
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
+    answered = [ROUTE, *open_inference.paths(manifest)]
     return [
-        Route(ROUTE, answered_before, methods=["POST"]),
+        *(Route(path, answered_before, methods=["POST"]) for path in answered),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
+        *described(manifest, livez, readyz),
     ]
+
+
+def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterator[Route]:
+    """What the Open Inference Protocol tells of server and model; only the status of health and ready counts."""
+    inputs, outputs = open_inference.tensors(manifest)
+    server = {"name": "darkroom", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
+    model: dict[str, Any] = {"name": manifest.name, "versions": [manifest.version], "platform": "pytorch_torchscript"}
+    model |= {"inputs": inputs, "outputs": outputs}
+    # As Triton has it, which tritonclient asks for.
+    config: dict[str, Any] = {
+        "name": manifest.name,
+        "platform": "pytorch_libtorch",
+        "backend": "darkroom",
+        "max_batch_size": 0,
+    }
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        config[kind] = [
+            {"name": tensor["name"], "data_type": TRITON.get(tensor["datatype"], f"TYPE_{tensor['datatype']}")}
+            | {"dims": tensor["shape"]}
+            for tensor in tensors
+        ]
+    index = [{"name": manifest.name, "version": manifest.version, "state": "READY"}]
+
+    def known(answer: Answering) -> Answering:
+        async def answer_if_known(request: Request) -> Response:
+            asked = request.path_params
+            if asked["model"] != manifest.name or asked.get("version", manifest.version) != manifest.version:
+                raise NotFound(f"This service has the model {manifest.name}, version {manifest.version}, alone.")
+            return await answer(request)
+
+        return answer_if_known
+
+    def telling(document: object) -> Answering:
+        async def tell(_: Request) -> Response:
+            return JSONResponse(document)
+
+        return tell
+
+    yield Route("/v2", telling(server), methods=["GET"])
+    yield Route("/v2/health/live", livez, methods=["GET"])
+    yield Route("/v2/health/ready", readyz, methods=["GET"])
+    yield Route("/v2/repository/index", telling(index), methods=["POST"])
+    for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        yield Route(at, known(telling(model)), methods=["GET"])
+        yield Route(f"{at}/ready", known(readyz), methods=["GET"])
+        yield Route(f"{at}/config", known(telling(config)), methods=["GET"])
+        yield Route(f"{at}/infer", known(answered_before), methods=["POST"])
 
 
 def scrape_of(manifest: Manifest, transport: Transport, metrics: Metrics) -> Scrape:
@@ -111,9 +163,9 @@ def serve_metrics(scraping: Scrape, host: str, port: int) -> None:
     server.set_app(answer)
 
 
-def answered_before(_: Request) -> Response:
+async def answered_before(_: Request) -> Response:
     """`service.protocol` answers these; the route is there for its path's other methods."""
-    raise AssertionError("POST /predict does not come here")
+    raise AssertionError("predictions are not asked for here")
 
 
 def ready(transport: Transport, answering: Callable[[], bool]) -> dict[str, Any]:

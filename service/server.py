@@ -32,15 +32,17 @@ from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
 from models.manifest import Manifest
-from service import logs, routes
+from service import logs, open_inference, routes
 from service.boundary import Boundary
+from service.call import LONGEST_TIMEOUT_MS, Endpoint
 from service.channel import Channel
-from service.endpoint import LONGEST_TIMEOUT_MS, Predict
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
 from service.metrics import Metrics
+from service.open_inference import OpenInference
 from service.orphans import end_with_parent
+from service.predict import ROUTE, Predict
 from service.protocol import Protocol, Room, connections_each
 from service.settings import Settings
 from service.sockets import StartError, hold_port, listener, taken
@@ -129,7 +131,10 @@ class Server(litserve.LitServer):
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         self.journal = Journal(self.metrics, settings.access_log)
-        self.predict = Predict(manifest, settings, keys, self.journal, self.open_channel)
+        shared = manifest, settings, keys, self.journal, self.open_channel
+        self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
+            open_inference.paths(manifest), OpenInference(*shared)
+        )
         self.scrape = routes.scrape_of(manifest, self.transport, self.metrics)
         table = routes.build(manifest, settings, keys, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
@@ -350,7 +355,9 @@ def run(settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socke
             num_api_servers=settings.http_processes,
             generate_client_file=False,
             log_level="error",
-            http=partial(Protocol, app=server.boundary, predict=server.predict, room=Room(connections_each(settings))),
+            http=partial(
+                Protocol, app=server.boundary, endpoints=server.endpoints, room=Room(connections_each(settings))
+            ),
             proxy_headers=False,
             log_config=None,
             access_log=False,

@@ -42,7 +42,7 @@ UID, CLAIMED, CLAIMER = range(3)  # words (uint64) before a body
 HEADER_BYTES = 3 * WORD_BYTES
 DOUBLE_BYTES = ctypes.sizeof(ctypes.c_double)
 LOADING, READY, DRAINING, FAILED = range(4)
-REQUEST = struct.Struct("<HQQIIdd")
+REQUEST = struct.Struct("<HQQIIdd?")
 ANSWER = struct.Struct("<QHIfff")
 PREDICTION = struct.Struct("<If")
 # One message holds the descriptors of as many images, or of bodies that are as large together, and no worker gets
@@ -59,7 +59,8 @@ CANARY = 0  # the `top_k` of an item that only asks whether it is answered; coun
 class Item(NamedTuple):
     """One image on its way to a worker: whose it is, where its slot lies, how many predictions by when.
 
-    `accepted` and `deadline` are seconds of CLOCK_MONOTONIC, which Linux shares between processes.
+    `accepted` and `deadline` are seconds of CLOCK_MONOTONIC, which Linux shares between processes. Its body is encoded
+    or, with `pixels`, uint8 (3, S, S).
     """
 
     process: int
@@ -69,6 +70,7 @@ class Item(NamedTuple):
     top_k: int
     accepted: float
     deadline: float
+    pixels: bool = False
 
 
 class Answer(NamedTuple):

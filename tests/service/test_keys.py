@@ -241,7 +241,7 @@ def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
 
 def document(**changed: object) -> dict[str, Any]:
     settings = Settings(model=Path("model.pt"), _cli_parse_args=[], **changed)  # type: ignore[arg-type,call-arg]
-    known = SimpleNamespace(name="test", classes=("a", "b"))
+    known = SimpleNamespace(name="test", version="1", classes=("a", "b"))
     manifest: Manifest = known  # type: ignore[assignment]
     return openapi.document(manifest, settings, "1", keyed=True)
 
@@ -252,7 +252,8 @@ def test_openapi_shows_which_routes_need_a_key() -> None:
     needing = {path for path, operation in operations if "security" in operation}
     refusing = {path for path, operation in operations if "401" in operation["responses"]}
 
-    assert {"/predict", "/info"} == needing == refusing
+    infer = {"/v2/models/test/infer", "/v2/models/test/versions/1/infer"}
+    assert {"/predict", "/info", *infer} == needing == refusing
     assert {"bearer", "header"} == set(made["components"]["securitySchemes"])
     assert [{"bearer": []}, {"header": []}] == made["paths"]["/predict"]["post"]["security"]
 

@@ -1,16 +1,17 @@
-"""`POST /predict`: from a request's bytes to its reply, whatever form the images came in."""
+"""A call: one request for predictions, from its head to its reply, whatever protocol its endpoint speaks."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
-from urllib.parse import parse_qs
+from typing import Any, ClassVar
 
 from models.errors import ImageError
 from models.manifest import Manifest
 from service.boundary import headers_of, refuse_long
 from service.channel import Channel, Pending
 from service.errors import (
-    BY_CODE,
     AnyError,
     BadParameter,
     ClientDisconnect,
@@ -19,11 +20,11 @@ from service.errors import (
     Framing,
     Internal,
     NotReady,
+    Rejected,
     ServiceError,
     TooLarge,
     problem,
 )
-from service.forms import Images, images
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
@@ -31,33 +32,72 @@ from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
 from service.transport import DRAINING, FAILED, READY, Answer
 
-ROUTE = "/predict"
-DEFAULT_TOP_K = 5
 LONGEST_TIMEOUT_MS = 60_000
-QUERY_FIELDS = 100
 
 
-class Predict:
-    """What all requests for predictions in one HTTP process share."""
+@dataclass(slots=True)  # made for every request, and frozen it would take four times as long
+class Asked:
+    """What a body asks for: images in order, an error in the place of one that is none, and predictions for each.
+
+    A body is an encoded image or, with `pixels`, uint8 (3, S, S). `timeout` is in seconds from the request's head.
+    """
+
+    bodies: Sequence[bytes | Rejected]
+    top_k: int
+    pixels: bool = False
+    timeout: float | None = None
+
+
+@dataclass(slots=True)
+class Content:
+    """A reply: its body and what it is; `error` where there are no predictions. `head` are more lines of headers."""
+
+    body: bytes
+    kind: str = "application/json"
+    head: str = ""
+    error: AnyError | None = None
+
+
+class Endpoint(ABC):
+    """What all calls of one protocol in one HTTP process share."""
+
+    route: ClassVar[str]  # as metrics and logs name it
 
     def __init__(
         self, manifest: Manifest, settings: Settings, keys: Keys, journal: Journal, channel: Callable[[], Channel]
     ) -> None:
         """`channel` gives this process's channel, which exists once the process serves."""
-        self.settings, self.keys = settings, keys
+        self.manifest, self.settings, self.keys = manifest, settings, keys
         self.journal, self.metrics = journal, journal.metrics
         self.channel = channel
-        # What is the same in every reply is written once.
-        self.model = json.dumps({"name": manifest.name, "version": manifest.version})
-        self.classes = [
-            f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '
-            for index, name in enumerate(manifest.classes)
-        ]
 
-    def predictions(self, answer: Answer) -> str:
-        """Classes by name, highest first, as a member of a JSON object; the worker sends finite numbers only."""
-        # Nine digits tell every float32 from the others.
-        return f'"predictions": [{", ".join([f"{self.classes[i]}{p:.9}}}" for i, p in answer.predictions])}]'
+    @abstractmethod
+    def top_k(self, query: bytes) -> int:
+        """How many predictions an image gets unless the body asks for others.
+
+        Raises:
+            Rejected: the query is wrong.
+        """
+
+    @abstractmethod
+    def asked(self, body: bytes, headers: Mapping[bytes, bytes], top_k: int) -> Asked:
+        """What a body asks for.
+
+        Raises:
+            Rejected: the request as a whole cannot be understood.
+        """
+
+    @abstractmethod
+    def answered(self, asked: Any, answers: Sequence[Answer], request_id: str) -> Content:
+        """The reply, from what `asked` gave and an answer for each body that is no error.
+
+        Raises:
+            ServiceError, ImageError: that is the reply.
+        """
+
+    def problem(self, error: AnyError, request_id: str) -> dict[str, object]:
+        """The document of a request that is not answered."""
+        return problem(error, request_id)
 
 
 Reply = Callable[[int, str, bytes], None]  # status, lines of headers, body
@@ -69,16 +109,16 @@ class Call:
     begin -> growing ... -> complete -> (the answers come) answered -> reply
     """
 
-    def __init__(self, predict: Predict, headers: Sequence[tuple[bytes, bytes]], query: bytes, reply: Reply) -> None:
+    def __init__(self, endpoint: Endpoint, headers: Sequence[tuple[bytes, bytes]], query: bytes, reply: Reply) -> None:
         """The request's head is there: `headers` have lower-case names, `query` is what follows the question mark."""
         self.started = monotonic()
-        self.predict, self.query, self.reply = predict, query, reply
+        self.endpoint, self.query, self.reply = endpoint, query, reply
         self.headers = dict(headers)
         self.all_headers = headers
         self.pending: Pending | None = None
-        self.deadline = self.started + predict.settings.timeout_ms / 1000
-        self.request_id = predict.journal.request_id(self.headers.get(b"x-request-id", b""))
-        predict.metrics.add(REQUESTS_IN_FLIGHT)
+        self.deadline = self.started + endpoint.settings.timeout_ms / 1000
+        self.request_id = endpoint.journal.request_id(self.headers.get(b"x-request-id", b""))
+        endpoint.metrics.add(REQUESTS_IN_FLIGHT)
 
     def begin(self) -> None:
         """Refuse what the head alone tells to be unusable."""
@@ -86,7 +126,7 @@ class Call:
 
     def growing(self, size: int) -> None:
         """So many bytes of the body have come."""
-        if size > self.predict.settings.max_body_bytes:
+        if size > self.endpoint.settings.max_body_bytes:
             self.attempt(self.refuse_large, size)
 
     def complete(self, body: bytes) -> None:
@@ -100,9 +140,9 @@ class Call:
     def leave(self) -> None:
         """The client has left; nobody reads a reply."""
         if self.pending is not None:
-            self.predict.channel().cancel(self.pending)
+            self.endpoint.channel().cancel(self.pending)
         error = ClientDisconnect("The client left before its answer.")
-        self.predict.metrics.reject(error)
+        self.endpoint.metrics.reject(error)
         self.close(DISCONNECTED, error.code)
 
     def attempt(self, step: Callable[..., None], *arguments: object) -> None:
@@ -112,17 +152,17 @@ class Call:
         except (ServiceError, ImageError) as error:
             self.refuse(error)
         except Exception:
-            logger.exception("a request failed", extra={"request_id": self.request_id, "route": ROUTE})
+            logger.exception("a request failed", extra={"request_id": self.request_id, "route": self.endpoint.route})
             self.refuse(Internal("The service failed on this request."))
 
     def read_head(self) -> None:
         """Whether it can be answered, and the parameters."""
         refuse_long(self.all_headers)
-        self.predict.keys.check(self.headers)
-        refuse_unready(self.predict.channel().transport.phase)
+        self.endpoint.keys.check(self.headers)
+        refuse_unready(self.endpoint.channel().transport.phase)
         if b"content-encoding" in self.headers:
             refuse_encoded(self.headers[b"content-encoding"].decode("latin-1"))
-        self.top_k = top_k_of(self.query, len(self.predict.classes))
+        self.top_k = self.endpoint.top_k(self.query)
         timeout = self.headers.get(b"x-timeout-ms")
         if timeout is not None:
             self.deadline = self.started + timeout_of(timeout.decode("latin-1"))
@@ -132,7 +172,7 @@ class Call:
 
     def refuse_large(self, size: int) -> None:
         """Compare a body's size with the limit."""
-        limit = self.predict.settings.max_body_bytes
+        limit = self.endpoint.settings.max_body_bytes
         if size > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
 
@@ -140,76 +180,56 @@ class Call:
         """Send the images on their way."""
         if not body and b"upgrade" in self.headers:
             raise Framing("An Upgrade is not supported, and it hid the body; send plain HTTP/1.1.")
-        channel = self.predict.channel()
+        channel = self.endpoint.channel()
         if channel.transport.phase == FAILED:  # since its head came
             refuse_unready(FAILED)
-        kind = self.headers.get(b"content-type", b"").decode("latin-1")
-        self.found = images(body, kind, self.predict.settings.max_images)
+        self.asked = asked = self.endpoint.asked(body, self.headers, self.top_k)
+        if asked.timeout is not None:
+            self.deadline = min(self.deadline, self.started + asked.timeout)
         self.received = monotonic() - self.started
-        self.predict.metrics.observe(STAGE_SECONDS, self.received, "receive")
-        bodies = [image for image in self.found.bodies if isinstance(image, bytes)]
+        self.endpoint.metrics.observe(STAGE_SECONDS, self.received, "receive")
+        bodies = [image for image in asked.bodies if isinstance(image, bytes)]
         if bodies:
-            self.pending = channel.submit(bodies, self.top_k, self.deadline, self.answered, self.refuse)
+            self.pending = channel.submit(
+                bodies, asked.top_k, self.deadline, self.answered, self.refuse, pixels=asked.pixels
+            )
         else:
             self.succeed([])
 
     def succeed(self, answers: Sequence[Answer]) -> None:
         """Reply with what each image got."""
         answered = monotonic()
-        if not self.found.several:
-            (answer,) = answers
-            if answer.code:
-                raise BY_CODE[answer.code](answer.detail)
-            self.send(None, f"{self.success()}, {self.predict.predictions(answer)}}}", answers)
-        else:
-            self.send(*self.several(answers), answers)
-        self.predict.metrics.observe(STAGE_SECONDS, monotonic() - answered, "respond")
-
-    def several(self, answers: Iterable[Answer]) -> tuple[AnyError | None, str]:
-        """The reply for several images as JSON, and the first error where no image succeeded."""
-        replies = in_order(self.found, answers)
-        errors = [reply for reply in replies if not isinstance(reply, Answer)]
-        for error in errors:
-            self.predict.metrics.reject(error)
-        results = ", ".join(
-            f"{{{self.predict.predictions(reply)}}}"
-            if isinstance(reply, Answer)
-            else json.dumps({"error": problem(reply, self.request_id)})
-            for reply in replies
-        )
-        if len(errors) < len(replies):
-            return None, f'{self.success()}, "results": [{results}]}}'
-        return errors[0], f'{json.dumps(problem(errors[0], self.request_id))[:-1]}, "results": [{results}]}}'
-
-    def success(self) -> str:
-        """How the document of a success begins."""
-        return f'{{"request_id": "{self.request_id}", "model": {self.predict.model}'
+        self.send(self.endpoint.answered(self.asked, answers, self.request_id), answers)
+        self.endpoint.metrics.observe(STAGE_SECONDS, monotonic() - answered, "respond")
 
     def refuse(self, error: AnyError) -> None:
         """Reply with why there are no predictions."""
-        self.predict.metrics.reject(error)
-        self.send(error, json.dumps(problem(error, self.request_id)))
+        self.endpoint.metrics.reject(error)
+        document = json.dumps(self.endpoint.problem(error, self.request_id))
+        self.send(Content(document.encode(), "application/problem+json", error=error))
 
-    def send(self, error: AnyError | None, text: str, answers: Sequence[Answer] = ()) -> None:
-        """Reply with JSON, or with the problem document that it is."""
-        body = text.encode()
-        status, kind, more = 200, "application/json", ""
+    def send(self, content: Content, answers: Sequence[Answer] = ()) -> None:
+        """Reply; `answers` tell how long it took."""
+        status, more, error = 200, content.head, content.error
         if error is not None:
-            status, kind = int(error.status), "application/problem+json"
-            more = "".join([f"{name}: {value}\r\n" for name, value in headers_of(error).items()])
+            status = int(error.status)
+            more += "".join([f"{name}: {value}\r\n" for name, value in headers_of(error).items()])
         if answers:
             more += f"server-timing: {server_timing(self.received, answers)}\r\n"
-        head = f"content-type: {kind}\r\n{more}content-length: {len(body)}\r\nx-request-id: {self.request_id}\r\n"
+        head = (
+            f"content-type: {content.kind}\r\n{more}content-length: {len(content.body)}\r\n"
+            f"x-request-id: {self.request_id}\r\n"
+        )
         self.close(status, error.code if error else "")
-        self.reply(status, head, body)
+        self.reply(status, head, content.body)
 
     def close(self, status: int, code: str) -> None:
         """Nothing that still comes for this request is waited for."""
         if self.pending is not None:
             self.pending.forget()
             self.pending = None
-        self.predict.metrics.add(REQUESTS_IN_FLIGHT, n=-1)
-        self.predict.journal.close(ROUTE, status, code, self.request_id, self.started)
+        self.endpoint.metrics.add(REQUESTS_IN_FLIGHT, n=-1)
+        self.endpoint.journal.close(self.endpoint.route, status, code, self.request_id, self.started)
 
 
 def refuse_unready(phase: int) -> None:
@@ -226,19 +246,6 @@ def refuse_encoded(encoding: str) -> None:
         raise ContentEncoding("Content-Encoding is not accepted; send the image as it is.")
 
 
-def top_k_of(query: bytes, num_classes: int) -> int:
-    """How many predictions the query asks for: `min(5, K)` by default, at most K."""
-    if not query:
-        return min(DEFAULT_TOP_K, num_classes)
-    try:
-        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS).get("top_k")
-    except ValueError:
-        raise BadParameter(f"The query has more than {QUERY_FIELDS} fields.") from None
-    if given is None:
-        return min(DEFAULT_TOP_K, num_classes)
-    return min(whole_number("top_k", given[-1]), num_classes)
-
-
 def timeout_of(given: str) -> float:
     """Seconds that the request allows by its `X-Timeout-Ms`."""
     milliseconds = whole_number("X-Timeout-Ms", given)
@@ -252,17 +259,6 @@ def whole_number(name: str, text: str) -> int:
     if text.isascii() and text.isdigit() and (value := int(text[:18])) > 0:
         return value
     raise BadParameter(f"{name} must be a whole number greater than zero.")
-
-
-def in_order(found: Images, answers: Iterable[Answer]) -> list[Answer | AnyError]:
-    """Every image's answer or error, in the request's order."""
-    coming = iter(answers)
-    return [settled(next(coming)) if isinstance(image, bytes) else image for image in found.bodies]
-
-
-def settled(answer: Answer) -> Answer | AnyError:
-    """The answer, or the error that it tells of."""
-    return BY_CODE[answer.code](answer.detail) if answer.code else answer
 
 
 def server_timing(receive: float, answers: Sequence[Answer]) -> str:
