@@ -187,20 +187,28 @@ class Metrics:
 class Scrape(Collector):
     """All processes together, as prometheus_client wants them."""
 
-    def __init__(self, metrics: Metrics, cells: Sequence[Cells], models: Callable[[], Iterable[Sequence[str]]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        cells: Sequence[Cells],
+        models: Callable[[], Iterable[Sequence[str]]],
+        *others: Collector,
+    ) -> None:
         """`cells` are every process's; `models` gives the label values of `MODEL_INFO` for each model served."""
         self.metrics = metrics
         self.cells = cells
         self.models = models
+        self.others = others
 
     def text(self) -> bytes:
         """The text exposition."""
         return generate_latest(self.registry())
 
     def registry(self) -> CollectorRegistry:
-        """A registry that holds this alone."""
+        """A registry that holds this and the others."""
         registry = CollectorRegistry()
-        registry.register(self)
+        for collector in (self, *self.others):
+            registry.register(collector)
         return registry
 
     def describe(self) -> list[Metric]:

@@ -1,5 +1,6 @@
 """The routes beside `/predict`: health, metrics, information and documentation."""
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
 from service.metrics import Metrics, Scrape
 from service.predict import ROUTE
+from service.present import Present
 from service.settings import Settings
 from service.transport import FAILED, Transport
 
@@ -131,14 +133,14 @@ def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterat
         yield Route(f"{at}/infer", known(answered_before), methods=["POST"])
 
 
-def scrape_of(manifest: Manifest, transport: Transport, metrics: Metrics) -> Scrape:
-    """What `/metrics` shows."""
+def scrape_of(manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics) -> Scrape:
+    """What `/metrics` shows; made in the main process."""
 
     def models() -> Iterator[tuple[str, ...]]:
         for facts in transport.all_told():
             yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
 
-    return Scrape(metrics, transport.all_cells(), models)
+    return Scrape(metrics, transport.all_cells(), models, Present(settings, transport, os.getpid()))
 
 
 def serve_metrics(scraping: Scrape, host: str, port: int) -> None:

@@ -135,7 +135,7 @@ class Server(litserve.LitServer):
         self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
             open_inference.paths(manifest), OpenInference(*shared)
         )
-        self.scrape = routes.scrape_of(manifest, self.transport, self.metrics)
+        self.scrape = routes.scrape_of(manifest, settings, self.transport, self.metrics)
         table = routes.build(manifest, settings, keys, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
@@ -171,7 +171,7 @@ class Server(litserve.LitServer):
         worker: Worker = self.lit_api
         worker.berth = berth.index
         worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
-        berth.started = monotonic()
+        berth.started = worker.begun = monotonic()
         device = self.devices[berth.device]
         # As LitServe does it, but forked from a process that has torch: ready in a third of the time.
         berth.process = multiprocessing.get_context("forkserver").Process(

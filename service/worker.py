@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from multiprocessing.connection import Connection
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import litserve
@@ -30,6 +31,7 @@ class Worker(litserve.LitAPI):
     engine: "Engine"
     # Told to each process before it is started.
     berth: int  # which worker or spare it is
+    begun: float  # when its process was started, in seconds of CLOCK_MONOTONIC
     orders: Connection  # a message here sends it to work
     plan: dict[str, Any] | None = None  # the engine's of a worker before it
 
@@ -94,11 +96,12 @@ class BatchingLoop(LitLoop):
         metrics.cells = transport.cells(transport.processes + berth)
         pipeline = Pipeline(engine, transport, self.settings, metrics)
         transport.beat(berth)  # loaded
+        loading = monotonic() - lit_api.begun
         try:
             lit_api.orders.recv_bytes()
         except EOFError:  # the service ends, and this spare was never needed
             os._exit(0)
         facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": pipeline.pass_seconds}
-        transport.tell(berth, facts | {"plan": asdict(engine.plan)})
+        transport.tell(berth, facts | {"load_seconds": loading, "plan": asdict(engine.plan)})
         pipeline.run(berth)
         os._exit(0)  # taking torch down takes seconds, in which nothing is left to do

@@ -15,6 +15,8 @@ from typing import Any
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.orphans import parent_of
+
 START_S = 90
 STOP_S = 30
 
@@ -62,6 +64,20 @@ class Service:
         """Send a signal to the main process and wait for its exit code."""
         self.process.send_signal(number)
         return self.process.wait(STOP_S)
+
+
+def workers_among(children: list[int]) -> list[int]:
+    """The worker processes, loaded or not: copies of one that is the main process's own."""
+    nursery = [pid for pid in children if b"forkserver" in command_of(pid)]
+    return [pid for pid in nursery if parent_of(pid) in nursery]
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line; empty when it is no more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def environment() -> dict[str, str]:

@@ -13,6 +13,10 @@ METRICS = {
     *("client_disconnects_total", "batch_splits_total", "isolated_failures_total", "nonfinite_total"),
     "worker_restarts_total",
     *("model_info", "predictions_total", "prediction_confidence"),
+    *("build_info", "workers_ready", "capacity_images", "load_seconds"),
+}
+PROCESS_METRICS = {
+    *("process_start_time_seconds", "process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds")
 }
 
 
@@ -67,7 +71,7 @@ def test_metrics_are_prometheus_text_without_a_redirect(service: Service) -> Non
     assert (200, []) == (reply.status_code, reply.history)
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
     names = set(re.findall(r"^# TYPE (\w+)", reply.text, re.M))
-    assert names == {f"darkroom_{name}" for name in METRICS}
+    assert names == {f"darkroom_{name}" for name in METRICS} | PROCESS_METRICS
 
 
 def test_every_code_has_a_class_with_its_own_text() -> None:

@@ -17,10 +17,9 @@ from time import monotonic
 import pytest
 import requests
 
-from service.orphans import parent_of
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, predictions, serving
+from tests.running import Service, command_of, predictions, serving, workers_among
 
 pytestmark = pytest.mark.slow
 
@@ -270,20 +269,6 @@ def forked_after_worker(children: list[int], main: int) -> int | None:
 def copies_of(main: int, children: list[int]) -> list[int]:
     """The processes forked from the main one, in order."""
     return [pid for pid in children if command_of(pid) == command_of(main)]
-
-
-def workers_among(children: list[int]) -> list[int]:
-    """The worker processes, loaded or not: copies of one that is the main process's own."""
-    nursery = [pid for pid in children if b"forkserver" in command_of(pid)]
-    return [pid for pid in nursery if parent_of(pid) in nursery]
-
-
-def command_of(pid: int) -> bytes:
-    """A process's command line; empty when it is no more."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def handles(pid: int, number: signal.Signals) -> bool:

@@ -17,8 +17,7 @@ from service.orphans import parent_of
 from service.settings import Settings
 from service.transport import READY, Transport
 from tests import artifacts
-from tests.running import Service
-from tests.service.test_lifecycle import workers_among
+from tests.running import Service, workers_among
 
 
 def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
@@ -80,9 +79,9 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
     manifest = manifests.read(model)
     settings, metrics = Settings(model=model, _cli_parse_args=[]), Metrics(manifest.classes)  # type: ignore[call-arg]
     transport = Transport(1, 1, 1 << 16, metrics.size)
-    transport.tell(0, {"device": "cpu", "dtype": "fp32"})
+    transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0})
     transport.phase = READY
-    scrape = routes.scrape_of(manifest, transport, metrics)
+    scrape = routes.scrape_of(manifest, settings, transport, metrics)
     table = routes.build(manifest, settings, Keys(), transport, scrape, lambda: True)
     application = routes.application(Starlette(routes=table))
     statuses: list[int] = []
