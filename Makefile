@@ -4,6 +4,7 @@
 
 PORT ?= 8000
 JOBS ?= 2
+PACKAGES := curl docker-compose docker.io g++ haproxy iproute2 mmdebstrap prometheus wrk
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
 UV = $(shell command -v uv || echo .venv/bin/uv)
@@ -67,5 +68,5 @@ lock: $(READY)  ## write both lock files anew from pyproject.toml (LOCK_FLAGS=--
 		--output-file requirements-base.lock pyproject.toml
 
 system:  ## install the Debian packages that tests and benchmarks use (as root)
-	dpkg --status curl g++ iproute2 wrk > /dev/null 2>&1 || { \
-		apt-get update -q && apt-get install -q -y --no-install-recommends curl g++ iproute2 wrk; }
+	dpkg --status $(PACKAGES) > /dev/null 2>&1 || { \
+		apt-get update -q && apt-get install -q -y --no-install-recommends $(PACKAGES); }
