@@ -24,9 +24,10 @@ WORKDIR /build
 COPY pyproject.toml requirements.lock requirements-base.lock ./
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt && python3 -m venv /opt/uv \
     && pip install --no-cache-dir --require-hashes ${INDEX_URL:+--index-url "${INDEX_URL}"} --requirement uv.txt \
-    && printf 'torch\ntorchvision\n' > apart.txt && uv venv --python python3 /opt/darkroom
+    && printf 'torch\ntorchvision\n' > apart.txt && echo triton > compilers.txt && uv venv --python python3 /opt/darkroom
 # pyproject.toml says which packages serve; the lock, as constraints, says which version of each, and with which hashes:
-# --require-hashes refuses whatever the lock does not name. torch comes apart, for it may come from another index.
+# --require-hashes refuses whatever the lock does not name. torch comes apart, for it may come from another index; without
+# its compiler, which would be a sixth of the image and which serving does not use.
 RUN uv pip install --require-hashes ${INDEX_URL:+--default-index "${INDEX_URL}"} \
       --requirement pyproject.toml --constraint requirements-base.lock --excludes apart.txt
 RUN if [ -n "${TORCH_INDEX}" ]; then \
@@ -35,7 +36,7 @@ RUN if [ -n "${TORCH_INDEX}" ]; then \
            --index "${TORCH_INDEX}" --requirement torch.txt; \
     else \
       uv pip install --compile-bytecode ${INDEX_URL:+--default-index "${INDEX_URL}"} \
-        --require-hashes --requirement pyproject.toml --constraint requirements.lock; \
+        --require-hashes --requirement pyproject.toml --constraint requirements.lock --excludes compilers.txt; \
     fi
 
 
@@ -58,6 +59,12 @@ COPY --from=build /build /build
 RUN UV_SYSTEM_CERTS=1 uv pip install --no-cache --python /opt/darkroom/bin/python --compile-bytecode --require-hashes \
       ${INDEX_URL:+--default-index "${INDEX_URL}"} \
       --requirement /build/pyproject.toml --extra training --constraint /build/requirements-base.lock --excludes /build/apart.txt
+# For `--compile`, on a GPU alone.
+RUN if python -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then \
+      sed -n '/^triton==/,/[^\\]$/p' /build/requirements.lock > /tmp/triton.txt \
+      && UV_SYSTEM_CERTS=1 uv pip install --no-cache --python /opt/darkroom/bin/python --compile-bytecode --require-hashes \
+           --no-deps ${INDEX_URL:+--default-index "${INDEX_URL}"} --requirement /tmp/triton.txt; \
+    fi
 COPY training training
 USER 10001:10001
 LABEL org.opencontainers.image.title="Darkroom training" \

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+from importlib.util import find_spec
 from multiprocessing import forkserver
 
 from models import manifest as manifests
@@ -25,6 +26,8 @@ def main() -> int:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
         manifest = manifests.read(settings.model)
+        if settings.tracing and find_spec("opentelemetry.sdk") is None:
+            raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)
     except (SettingsError, ArtifactError, StartError) as error:
         return refuse(error)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,9 @@ from service.metrics import (
 )
 from service.settings import Settings
 from service.transport import CANARY, Answer, Item, Transport
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 BEAT_S = 0.25
 LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most on an idle machine, or a pass; beyond it a thread hangs
@@ -71,9 +74,16 @@ class Failure(NamedTuple):
 class Pipeline:
     """One worker's threads and what passes between them."""
 
-    def __init__(self, engine: Engine, transport: Transport, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        transport: Transport,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         """Rows bound the look-ahead: a full batch for each pass under way and for one more."""
-        self.engine, self.transport, self.metrics = engine, transport, metrics
+        self.engine, self.transport, self.metrics, self.tracing = engine, transport, metrics, tracing
         self.classes = engine.artifact.manifest.classes
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
         self.max_delay = settings.max_delay_ms / 1000
@@ -244,6 +254,8 @@ class Pipeline:
             for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
                 self.metrics.observe_each(STAGE_SECONDS, [seconds[number] for number in counted], stage)
             self.count([results[number] for number in counted])
+            if self.tracing:
+                self.tracing.batch(started, inference, [self.transport.trace(batch[number].item) for number in counted])
         answers: dict[int, list[Answer]] = {}
         for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
             answers.setdefault(image.item.process, []).append(answer(image.item, result, waited, decoding, inference))

@@ -34,7 +34,8 @@ class Boundary:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, or answer for it."""
         started = monotonic()
-        request_id = self.journal.request_id(dict(scope["headers"]).get(b"x-request-id", b""))
+        headers = dict(scope["headers"])
+        request_id = self.journal.request_id(headers.get(b"x-request-id", b""))
         route = label(scope["path"], self.routes)
         status, code = 0, ""
 
@@ -59,7 +60,8 @@ class Boundary:
             if not status:
                 internal = Internal("The service failed on this request.")
                 await send_problem(internal, request_id, route, send_with_id)
-        self.journal.close(route, status, code, request_id, started)
+        traceparent = headers.get(b"traceparent", b"")
+        self.journal.close(route, status, code, request_id, started, traceparent)
 
 
 def label(path: str, routes: Collection[str]) -> str:

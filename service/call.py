@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.errors import ImageError
 from models.manifest import Manifest
@@ -30,7 +30,12 @@ from service.keys import Keys
 from service.logs import logger
 from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
-from service.transport import DRAINING, FAILED, READY, Answer
+from service.transport import DRAINING, FAILED, NO_TRACE, READY, Answer
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from service.tracing import Tracing
 
 LONGEST_TIMEOUT_MS = 60_000
 
@@ -70,6 +75,7 @@ class Endpoint(ABC):
         self.manifest, self.settings, self.keys = manifest, settings, keys
         self.journal, self.metrics = journal, journal.metrics
         self.channel = channel
+        self.tracing: Tracing | None = None
 
     @abstractmethod
     def top_k(self, query: bytes) -> int:
@@ -116,9 +122,13 @@ class Call:
         self.headers = dict(headers)
         self.all_headers = headers
         self.pending: Pending | None = None
+        self.received = 0.0
         self.deadline = self.started + endpoint.settings.timeout_ms / 1000
         self.request_id = endpoint.journal.request_id(self.headers.get(b"x-request-id", b""))
         endpoint.metrics.add(REQUESTS_IN_FLIGHT)
+        self.span: Span | None = None
+        if endpoint.tracing:
+            self.span = endpoint.tracing.begin(endpoint.route, self.request_id, self.started, self.headers)
 
     def begin(self) -> None:
         """Refuse what the head alone tells to be unusable."""
@@ -190,8 +200,9 @@ class Call:
         self.endpoint.metrics.observe(STAGE_SECONDS, self.received, "receive")
         bodies = [image for image in asked.bodies if isinstance(image, bytes)]
         if bodies:
+            trace = self.endpoint.tracing.trace_of(self.span) if self.endpoint.tracing and self.span else NO_TRACE
             self.pending = channel.submit(
-                bodies, asked.top_k, self.deadline, self.answered, self.refuse, pixels=asked.pixels
+                bodies, asked.top_k, self.deadline, self.answered, self.refuse, pixels=asked.pixels, trace=trace
             )
         else:
             self.succeed([])
@@ -220,16 +231,19 @@ class Call:
             f"content-type: {content.kind}\r\n{more}content-length: {len(content.body)}\r\n"
             f"x-request-id: {self.request_id}\r\n"
         )
-        self.close(status, error.code if error else "")
+        self.close(status, error.code if error else "", answers)
         self.reply(status, head, content.body)
 
-    def close(self, status: int, code: str) -> None:
+    def close(self, status: int, code: str, answers: Sequence[Answer] = ()) -> None:
         """Nothing that still comes for this request is waited for."""
         if self.pending is not None:
             self.pending.forget()
             self.pending = None
         self.endpoint.metrics.add(REQUESTS_IN_FLIGHT, n=-1)
-        self.endpoint.journal.close(self.endpoint.route, status, code, self.request_id, self.started)
+        if self.endpoint.tracing and self.span:
+            self.endpoint.tracing.end(self.span, status, code, self.started, self.received, answers)
+        traceparent = self.headers.get(b"traceparent", b"")
+        self.endpoint.journal.close(self.endpoint.route, status, code, self.request_id, self.started, traceparent)
 
 
 def refuse_unready(phase: int) -> None:

@@ -28,12 +28,15 @@ from service.transport import (
     MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
+    NO_TRACE,
     NO_UID,
     REQUEST,
+    TRACE,
     UID,
     WORD_BYTES,
     Answer,
     Item,
+    Trace,
     Transport,
     whole_words,
 )
@@ -205,6 +208,7 @@ class Channel:
         failed: Callable[[ServiceError], None],
         *,
         pixels: bool = False,
+        trace: Trace = NO_TRACE,
     ) -> Pending:
         """Accept all `bodies` of a request or none; see `Pending` for what follows.
 
@@ -229,6 +233,8 @@ class Channel:
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
+            for place, word in enumerate(trace, offset // WORD_BYTES + TRACE):
+                self.words[place] = word
             item = Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline, pixels)
             self.send(item, pending, position)
         if top_k != CANARY:

@@ -8,6 +8,8 @@ from time import monotonic
 from service.logs import logger
 from service.metrics import OTHER_ROUTE, REQUEST_SECONDS, REQUESTS, Metrics
 
+# W3C Trace Context: version, trace id, parent id, flags, and what later versions add.
+TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-|$)")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -32,7 +34,9 @@ class Journal:
         """The client's id for the request if it is fit for headers and logs, else a new one."""
         return offered.decode() if REQUEST_ID.fullmatch(offered) else self.new_id()
 
-    def close(self, route: str, status: int, code: str, request_id: str, started: float) -> None:
+    def close(
+        self, route: str, status: int, code: str, request_id: str, started: float, traceparent: bytes = b""
+    ) -> None:
         """A request that began at `started` (CLOCK_MONOTONIC) is over; `code` says why it was not answered."""
         seconds = monotonic() - started
         self.metrics.add(REQUESTS, route, str(status))
@@ -40,6 +44,8 @@ class Journal:
         if status < 400 and not self.access_log:
             return
         told = {"request_id": request_id, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        if found := TRACEPARENT.match(traceparent):
+            told["trace_id"] = found[1].decode()
         if status >= 400:
             logger.warning("not answered", extra=told | ({"code": code} if code else {}))
         else:

@@ -264,9 +264,18 @@ class Server(litserve.LitServer):
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
         self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics)
+        tracing = None
+        if self.settings.tracing:
+            from service.tracing import Tracing
+
+            tracing = Tracing()
+        for endpoint in self.endpoints.values():
+            endpoint.tracing = tracing
         async with super().lifespan(app):
             yield
         self.channel.close()
+        if tracing:
+            tracing.close()
 
 
 def begin(process: BaseProcess) -> None:

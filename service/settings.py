@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     docs: CliImplicitFlag[bool] = Field(True, description="serve /docs and /openapi.json")
     info: CliImplicitFlag[bool] = Field(True, description="serve /info")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
+    tracing: CliImplicitFlag[bool] = Field(
+        False, description="send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs darkroom[tracing]"
+    )
     access_log: CliImplicitFlag[bool] = Field(False, description="log successes too, not only refusals and errors")
 
     @field_validator("metrics_port")

@@ -10,7 +10,7 @@ A SEQPACKET message is atomic in the kernel: many may send and receive on one so
 nothing that the others need. Descriptors of small bodies that come together travel together.
 
     arena:  board | cells of metrics, a part for each process | slots, a part for each HTTP process
-    slot:   uid | claimed uid | claimer | body
+    slot:   uid | claimed uid | claimer | trace | body
 
 On the board processes tell the others how they are. Whoever has a part writes it alone, but for claims: a worker that
 takes an item writes the item's uid and its own process id over the body. So it is known what a lost worker had, and an
@@ -38,8 +38,8 @@ TIME, LENGTH = struct.Struct("d"), struct.Struct("I")  # native, so written in o
 BEAT_AT, ANSWER_AT, LENGTH_AT, FACTS_AT = 0, TIME.size, 2 * TIME.size, 2 * TIME.size + LENGTH.size
 FACTS_BYTES = ENTRY_BYTES - FACTS_AT
 WORD_BYTES = 8
-UID, CLAIMED, CLAIMER = range(3)  # words (uint64) before a body
-HEADER_BYTES = 3 * WORD_BYTES
+UID, CLAIMED, CLAIMER, TRACE = range(4)  # words (uint64) before a body; the last with those after it
+HEADER_BYTES = 6 * WORD_BYTES
 DOUBLE_BYTES = ctypes.sizeof(ctypes.c_double)
 LOADING, READY, DRAINING, FAILED = range(4)
 REQUEST = struct.Struct("<HQQIIdd?")
@@ -53,6 +53,8 @@ MESSAGE_BODIES_BYTES = 32 * 1024
 MESSAGE_BYTES = 128 * 1024
 MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
 NO_UID = 0  # of an empty slot; an answer with it tells what befell a worker
+Trace = tuple[int, int, int]  # a request's span: the halves of its trace id, its span id
+NO_TRACE: Trace = (0, 0, 0)
 CANARY = 0  # the `top_k` of an item that only asks whether it is answered; counted nowhere
 
 
@@ -185,6 +187,11 @@ class Transport:
         """The item's body where it lies; valid until it is answered."""
         start = item.offset + HEADER_BYTES
         return self.view[start : start + item.length]
+
+    def trace(self, item: Item) -> Trace:
+        """The span of the item's request; until it is answered."""
+        at = item.offset // WORD_BYTES + TRACE
+        return self.words[at], self.words[at + 1], self.words[at + 2]
 
     def answer(self, process: int, answers: Iterable[Answer]) -> None:
         """Send answers to one HTTP process, in as few messages as their size allows."""

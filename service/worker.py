@@ -94,7 +94,12 @@ class BatchingLoop(LitLoop):
         engine, transport, berth = lit_api.engine, request_queue, lit_api.berth
         metrics = Metrics(engine.artifact.manifest.classes)
         metrics.cells = transport.cells(transport.processes + berth)
-        pipeline = Pipeline(engine, transport, self.settings, metrics)
+        tracing = None
+        if self.settings.tracing:
+            from service.tracing import Tracing
+
+            tracing = Tracing()
+        pipeline = Pipeline(engine, transport, self.settings, metrics, tracing)
         transport.beat(berth)  # loaded
         loading = monotonic() - lit_api.begun
         try:
@@ -104,4 +109,6 @@ class BatchingLoop(LitLoop):
         facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": pipeline.pass_seconds}
         transport.tell(berth, facts | {"load_seconds": loading, "plan": asdict(engine.plan)})
         pipeline.run(berth)
+        if tracing:
+            tracing.close()
         os._exit(0)  # taking torch down takes seconds, in which nothing is left to do

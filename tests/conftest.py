@@ -1,4 +1,4 @@
-"""What all tests share: real data by TEST_DATA, and STRICT=1, under which only a missing GPU may skip a test."""
+"""What all tests share: real data by TEST_DATA, and STRICT=1, under which tests skip only for what a machine lacks."""
 
 import os
 from collections.abc import Generator
@@ -12,7 +12,8 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("house")
 
 STRICT = os.environ.get("STRICT") == "1"
-NO_GPU = "no GPU"  # what the reason of a skip for want of one must contain
+# What the reason of a skip must contain: a GPU, or the right to start a Docker engine, cannot be installed.
+LACKING = ("no GPU", "no Docker engine can start here")
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +27,16 @@ def test_data() -> Path:
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Under STRICT=1, turn a skip for any reason but a missing GPU into a failure."""
+    """Under STRICT=1, turn a skip for any reason but what cannot be had into a failure."""
     expected_failure = hasattr(report, "wasxfail")
-    if STRICT and report.skipped and not expected_failure and NO_GPU not in str(report.longrepr):
+    if (
+        STRICT
+        and report.skipped
+        and not expected_failure
+        and not any(reason in str(report.longrepr) for reason in LACKING)
+    ):
         report.outcome = "failed"
-        report.longrepr = f"STRICT=1 allows no skip but for {NO_GPU!r}: {report.longrepr}"
+        report.longrepr = f"STRICT=1 allows no skip but for {' or '.join(LACKING)}: {report.longrepr}"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,210 @@
+"""The images and docker-compose.yml, built and run by a real Docker engine."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import requests
+
+from service import __version__
+from tests import artifacts, running
+from tests.deploy import engine as engines
+from tests.deploy.engine import Engine
+from tests.pictures import noise
+
+HOUSE = Path(__file__).parents[2]
+# Of the 5 GB torch's CUDA libraries are 3.0 and torch is 1.2; a CPU-only image (TORCH_INDEX) has neither CUDA's.
+BUDGET_BYTES = 5.2e9
+PATIENCE_S = 120
+HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+MEMORY = 1 << 30
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine that has built both images, in a network of its own, and this thread with it."""
+    engines.require()
+    folder = tmp_path_factory.mktemp("engine")
+    made = Engine(folder)
+    try:
+        with made.running(apart=False):
+            engines.base_image(folder / "base.tar")
+            made.docker("import", str(folder / "base.tar"), engines.BASE)
+            (folder / "base.tar").unlink()
+            for target in ("serving", "training"):
+                name = "darkroom" if target == "serving" else "darkroom-training"
+                labels = "--build-arg", "REVISION=abc", "--build-arg", "CREATED=2026-01-01T00:00:00Z"
+                made.docker("build", "--network", "host", "--target", target, *labels, "--tag", name, str(HOUSE))
+        with made.running(apart=True), made.inside():
+            yield made
+    finally:
+        shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    artifacts.save(path)
+    path.chmod(0o644)
+    return path
+
+
+@contextmanager
+def container(engine: Engine, model: Path, *flags: str) -> Iterator[str]:
+    """A hardened container that serves on port 8000 of the engine's network; its name."""
+    volume = f"{model}:/artifacts/model.pt:ro"
+    limits = "--memory", str(MEMORY), "--publish", "127.0.0.1:8000:8000", "--volume", volume
+    name = engine.docker("run", "--detach", *HARDENED, *limits, *flags, "darkroom")
+    try:
+        yield name
+    finally:
+        engine.docker("rm", "--force", name)
+
+
+def wait_for(condition: Callable[[], bool], told: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, told
+        Event().wait(0.1)
+
+
+def healthy(port: int = 8000) -> bool:
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def state(engine: Engine, name: str) -> dict[str, Any]:
+    """What the engine says of a container."""
+    found: dict[str, Any] = json.loads(engine.docker("inspect", name))[0]["State"]
+    return found
+
+
+def post(body: bytes, port: int = 8000, host: str = "127.0.0.1") -> requests.Response:
+    return requests.post(f"http://{host}:{port}/predict?top_k=10", data=body, timeout=60)
+
+
+def test_the_image_is_labelled_small_and_without_what_it_does_not_need(engine: Engine) -> None:
+    (image,) = json.loads(engine.docker("image", "inspect", "darkroom"))
+    labels = {name.rpartition(".")[2]: text for name, text in image["Config"]["Labels"].items()}
+    inside = "ls /app; which gcc cc g++ pip uv; id -u; python -c 'import torch; print(torch.__version__)'; "
+    inside += "python -c 'import matplotlib'; python -c 'import triton'; true"
+    told = engine.docker("run", "--rm", "--network", "none", "--entrypoint", "sh", "darkroom", "-c", inside)
+
+    assert ("Darkroom", __version__, "abc", "2026-01-01T00:00:00Z", "Apache-2.0") == (
+        *(labels["title"], labels["version"], labels["revision"], labels["created"], labels["licenses"]),
+    )
+    assert "10001:10001" == image["Config"]["User"]
+    assert image["Size"] < BUDGET_BYTES
+    names, user, torch = told.split()[:-2], *told.split()[-2:]
+    assert ({"models", "service"}, "10001") == (set(names), user)
+    assert torch.split(".")[0] == "2"
+
+
+def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(engine: Engine, model: Path) -> None:
+    bodies = [noise(seed, (300, 200), kind) for seed in range(3) for kind in ("JPEG", "PNG", "WEBP")]
+    with running.serving(model) as service:
+        here = [post(body, int(service.url.rpartition(":")[2])).json()["predictions"] for body in bodies]
+    with container(engine, model) as name:
+        wait_for(healthy, engine.docker("logs", name))
+        there = [post(body).json()["predictions"] for body in bodies]
+        limit = engine.docker("exec", name, "cat", "/sys/fs/cgroup/memory.max", check=False)
+        written = engine.docker("exec", name, "sh", "-c", "touch /app/x /opt/x 2>&1; touch /tmp/x && echo ok")
+        wait_for(lambda: state(engine, name)["Health"]["Status"] == "healthy", str(state(engine, name)))
+
+    assert here == there
+    assert written.count("Read-only file system") == 2
+    assert written.endswith("ok")
+    assert limit in (str(MEMORY), "")  # empty where the machine has the older cgroups
+
+
+def test_a_container_that_is_full_of_work_keeps_to_its_memory(engine: Engine, model: Path) -> None:
+    with container(engine, model) as name:
+        wait_for(healthy, "not healthy")
+        with ThreadPoolExecutor(16) as pool:
+            found = Counter(reply.status_code for reply in pool.map(post, [noise(1, (2000, 1500), "JPEG")] * 200))
+        told = state(engine, name)
+
+    assert {200: 200} == found
+    assert (True, False) == (told["Running"], told["OOMKilled"])
+
+
+def test_docker_stop_loses_nothing_that_was_accepted(engine: Engine, model: Path) -> None:
+    found: Counter[str] = Counter()
+    stop = Event()
+
+    def ask(number: int, host: str) -> None:
+        while not stop.is_set():
+            try:
+                found[str(post(noise(number, (400, 300), "JPEG"), host=host).status_code)] += 1
+            except (requests.ConnectTimeout, requests.ConnectionError) as error:
+                # No connection was made, so nothing is lost; a connection that breaks is a loss.
+                unreached = "Failed to establish" in str(error) or isinstance(error, requests.ConnectTimeout)
+                found["unreached" if unreached else f"broken: {error}"] += 1
+                stop.set()
+
+    with container(engine, model) as name:
+        wait_for(healthy, "not healthy")
+        # Directly: docker's proxy of published ports takes connections when nobody is behind it any more.
+        host = engine.docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(ask, number, host) for number in range(8)]
+            wait_for(lambda: found["200"] > 100, str(found))
+            engine.docker("stop", "--time", "30", name)
+            stop.set()
+        for one in asked:
+            one.result()
+        told = state(engine, name)
+
+    assert 0 == told["ExitCode"]
+    assert found.keys() <= {"200", "503", "unreached"}, found
+
+
+def test_a_damaged_artifact_ends_the_container_with_one_line(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"no model")
+    (tmp_path / "model.pt").chmod(0o644)
+    with container(engine, tmp_path / "model.pt") as name:
+        wait_for(lambda: not state(engine, name)["Running"], "still running")
+        told = state(engine, name)
+
+    assert 2 == told["ExitCode"]
+
+
+def test_compose_trains_serves_and_is_watched(engine: Engine) -> None:
+    """Prometheus' image is made here of Debian's; Grafana's cannot be had here, so it does not start."""
+    made = engine.docker("create", engines.BASE)
+    engine.docker("cp", "/usr/bin/prometheus", f"{made}:/bin/prometheus")
+    start = '["/bin/prometheus","--config.file=/etc/prometheus/prometheus.yml","--storage.tsdb.path=/prometheus"]'
+    engine.docker("commit", "--change", f"ENTRYPOINT {start}", made, "prometheus-of-debian")
+    given = "PROMETHEUS_IMAGE=prometheus-of-debian", "COMPOSE_PROJECT_NAME=house", "PORT=8100"
+
+    def compose(*arguments: str) -> str:
+        asked = "env", *given, engines.COMPOSE, "--profile", "monitoring"
+        return engine.command(*asked, *arguments, folder=HOUSE)
+
+    try:
+        compose("up", "--detach", "--no-build", "serve", "prometheus")
+        wait_for(lambda: healthy(8100), compose("logs"))
+        replies = [post(noise(seed), 8100) for seed in range(20)]
+
+        def counted() -> float:
+            query = {"query": 'sum(darkroom_requests_total{route="/predict",status="200"})'}
+            found = requests.get("http://127.0.0.1:9090/api/v1/query", params=query, timeout=10).json()
+            return sum(float(one["value"][1]) for one in found["data"]["result"])
+
+        assert {200} == {reply.status_code for reply in replies}
+        assert "shapes10" == replies[0].json()["model"]["name"]
+        wait_for(lambda: counted() == len(replies), compose("logs", "prometheus"))
+    finally:
+        compose("down", "--volumes")
