@@ -183,7 +183,7 @@ def test_a_damaged_artifact_ends_the_container_with_one_line(engine: Engine, tmp
 
 def test_compose_trains_serves_and_is_watched(engine: Engine) -> None:
     """Prometheus' image is made here of Debian's; Grafana's cannot be had here, so it does not start."""
-    made = engine.docker("create", engines.BASE)
+    made = engine.docker("create", engines.BASE, "true")
     engine.docker("cp", "/usr/bin/prometheus", f"{made}:/bin/prometheus")
     start = '["/bin/prometheus","--config.file=/etc/prometheus/prometheus.yml","--storage.tsdb.path=/prometheus"]'
     engine.docker("commit", "--change", f"ENTRYPOINT {start}", made, "prometheus-of-debian")
