@@ -4,7 +4,7 @@
 
 PORT ?= 8000
 JOBS ?= 2
-PACKAGES := curl docker-compose docker.io g++ haproxy iproute2 mmdebstrap prometheus wrk
+PACKAGES := chromium curl docker-compose docker.io g++ haproxy iproute2 mmdebstrap prometheus wrk
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
 UV = $(shell command -v uv || echo .venv/bin/uv)

@@ -3,10 +3,10 @@
 from models.manifest import Accuracy, Manifest, Metrics
 
 
-def card(manifest: Manifest) -> str:
-    """The card as Markdown."""
+def rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """What is told, by name."""
     metrics = manifest.metrics or Metrics()
-    rows = [
+    return [
         ("Version", manifest.version),
         ("Architecture", f"{manifest.architecture.name} {manifest.architecture.arguments}"),
         ("Input", f"RGB, {manifest.input_size} x {manifest.input_size} px, centre crop {manifest.crop:g}"),
@@ -23,7 +23,11 @@ def card(manifest: Manifest) -> str:
         ("Created", manifest.created.isoformat(timespec="seconds")),
         ("Digest", manifest.digest),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def card(manifest: Manifest) -> str:
+    """The card as Markdown."""
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows(manifest))
     classes = "\n".join(f"{index}. {name}" for index, name in enumerate(manifest.classes))
     return f"""# {manifest.name}
 

@@ -35,6 +35,7 @@ from service.metrics import (
     PREDICTIONS,
     QUEUE_DEPTH,
     STAGE_SECONDS,
+    UNKNOWN,
     Metrics,
 )
 from service.settings import Settings
@@ -85,6 +86,7 @@ class Pipeline:
         """Rows bound the look-ahead: a full batch for each pass under way and for one more."""
         self.engine, self.transport, self.metrics, self.tracing = engine, transport, metrics, tracing
         self.classes = engine.artifact.manifest.classes
+        self.unknown_below = engine.artifact.manifest.unknown_threshold or 0.0
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
         self.max_delay = settings.max_delay_ms / 1000
         # Who waits for fuller batches wants them; otherwise they grow while that pays.
@@ -268,6 +270,7 @@ class Pipeline:
         first = [result[0] for result in results if not isinstance(result, Failure)]
         self.metrics.add(IMAGES, n=len(first))
         self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
+        self.metrics.add(UNKNOWN, n=sum(probability < self.unknown_below for _, probability in first))
         for index, _ in first:
             self.metrics.add(PREDICTIONS, self.classes[index])
         for result in results:

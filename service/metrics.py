@@ -24,7 +24,7 @@ DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
 V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
 ROUTES = (
-    *("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json"),
+    *("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"),
     *(V2_ROUTE, V2_INFER_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
@@ -94,6 +94,7 @@ BATCH_SPLITS = Family("darkroom_batch_splits_total", "Batches split because the 
 ISOLATED_FAILURES = Family("darkroom_isolated_failures_total", "Images that the model failed on alone")
 WORKER_RESTARTS = Family("darkroom_worker_restarts_total", "Workers lost and started again")
 NONFINITE = Family("darkroom_nonfinite_total", "Images that the model answered with NaN or infinity")
+UNKNOWN = Family("darkroom_unknown_total", "Images whose first prediction is below the model's unknown threshold")
 PREDICTIONS = Family("darkroom_predictions_total", "First predictions", ("class",), (), seldom=True)
 CONFIDENCE = Family("darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS)
 MODEL_INFO = Family(
@@ -113,6 +114,7 @@ COUNTED = (
     BATCH_SPLITS,
     ISOLATED_FAILURES,
     NONFINITE,
+    UNKNOWN,
     WORKER_RESTARTS,
     PREDICTIONS,
     CONFIDENCE,

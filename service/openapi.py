@@ -50,13 +50,15 @@ def schemas(manifest: Manifest) -> Json:
         members | {"error": string, "code": {"enum": sorted(BY_CODE)}, "results": ref("Results")},
         required=[*members, "code"],
     )
-    item = {"oneOf": [struct({"predictions": predictions}), struct({"error": ref("Problem")})]}
+    unknown = {"const": True, "description": "only where the first probability is below the model's threshold"}
+    found = {"predictions": predictions, "unknown": unknown}
+    item = {"oneOf": [struct(found, required=["predictions"]), struct({"error": ref("Problem")})]}
     head = {"request_id": string, "model": struct({"name": string, "version": string})}
     return {
         "Prediction": prediction,
         "Problem": problem,
         "Results": {"type": "array", "items": item, "minItems": 1},
-        "One": struct(head | {"predictions": predictions}),
+        "One": struct(head | found, required=[*head, "predictions"]),
         "Several": struct(head | {"results": ref("Results")}),
         "JsonImage": struct({"image": string | {"description": "base64; a data: prefix is accepted"}}),
         "JsonImages": struct({"images": {"type": "array", "items": string, "minItems": 1}}),
@@ -194,6 +196,7 @@ def document(manifest: Manifest, settings: Settings, release: str, *, keyed: boo
         info = get("The model, its device and the limits", "application/json")
         paths["/info"] = {"get": guarded(info["get"], keyed)}
     if settings.docs:
+        paths["/"] = get("A page to try the model on", "text/html")
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
     paths |= open_inference(manifest, keyed)

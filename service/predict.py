@@ -31,6 +31,7 @@ class Predict(Endpoint):
     def __init__(self, *shared: Any) -> None:
         """What is the same in every reply is written once."""
         super().__init__(*shared)
+        self.unknown_below = self.manifest.unknown_threshold or 0.0
         self.model = json.dumps({"name": self.manifest.name, "version": self.manifest.version})
         self.classes = [
             f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '
@@ -73,7 +74,8 @@ class Predict(Endpoint):
     def predictions(self, answer: Answer) -> str:
         """Classes by name, highest first, as a member of a JSON object; the worker sends finite numbers only."""
         # Nine digits tell every float32 from the others.
-        return f'"predictions": [{", ".join([f"{self.classes[i]}{p:.9}}}" for i, p in answer.predictions])}]'
+        told = f'"predictions": [{", ".join([f"{self.classes[i]}{p:.9}}}" for i, p in answer.predictions])}]'
+        return f'{told}, "unknown": true' if answer.predictions[0][1] < self.unknown_below else told
 
 
 def top_k_of(query: bytes, num_classes: int) -> int:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.manifest import Manifest
-from service import __version__, open_inference, openapi
+from service import __version__, open_inference, openapi, page
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
@@ -66,6 +66,7 @@ def build(
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
     document = openapi.document(manifest, settings, __version__, keyed=bool(keys))
+    tried, guarding = page.page(manifest, settings, keyed=bool(keys))
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,
@@ -78,6 +79,7 @@ def build(
     if settings.docs:
         answers["/openapi.json"] = lambda _: JSONResponse(document)
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
+        answers["/"] = lambda _: HTMLResponse(tried, headers=guarding)
     answered = [ROUTE, *open_inference.paths(manifest)]
     return [
         *(Route(path, answered_before, methods=["POST"]) for path in answered),

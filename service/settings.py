@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         None, description=f"file of API keys, one a line; also the variable {KEYS_VARIABLE}, separated by commas"
     )
     metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of its own for /metrics")
-    docs: CliImplicitFlag[bool] = Field(True, description="serve /docs and /openapi.json")
+    docs: CliImplicitFlag[bool] = Field(True, description="serve the page at /, /docs and /openapi.json")
     info: CliImplicitFlag[bool] = Field(True, description="serve /info")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
     tracing: CliImplicitFlag[bool] = Field(

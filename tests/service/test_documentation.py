@@ -13,6 +13,7 @@ METRICS = {
     *("client_disconnects_total", "batch_splits_total", "isolated_failures_total", "nonfinite_total"),
     "worker_restarts_total",
     *("model_info", "predictions_total", "prediction_confidence"),
+    "unknown_total",
     *("build_info", "workers_ready", "capacity_images", "load_seconds"),
 }
 PROCESS_METRICS = {
@@ -23,7 +24,7 @@ PROCESS_METRICS = {
 def test_openapi_documents_every_route_and_every_code(service: Service) -> None:
     document = service.get("/openapi.json").json()
 
-    routes = {"/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/docs", "/openapi.json"}
+    routes = {"/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"}
     assert routes == {path for path in document["paths"] if not path.startswith("/v2")}
     assert {"/v2", "/v2/models/test", "/v2/models/test/infer", "/v2/repository/index"} < document["paths"].keys()
     assert sorted(BY_CODE) == document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]

@@ -1,0 +1,62 @@
+"""The page at `/`, on which one tries the model: one HTML document, which needs nothing from anywhere else."""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from models.card import rows
+from models.manifest import Manifest
+from service.settings import Settings
+
+SAMPLES = ("circle", "triangle", "square", "pentagon", "star", "cross")  # that the page can draw
+MOST_TOGETHER = 8  # masked copies in one request: others' pictures come between
+
+
+def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, Mapping[str, str]]:
+    """The document and its headers; `keyed` where predictions need a key."""
+    style, script = (read(name) for name in ("page.css", "page.js"))
+    drawn = [name for name in SAMPLES if set(SAMPLES) <= set(manifest.classes)]
+    facts = {
+        "classes": len(manifest.classes),
+        "together": min(MOST_TOGETHER, settings.max_images),
+        "keyed": keyed,
+        "samples": drawn,
+    }
+    formats = settings.accepted_formats
+    document = Template(read("page.html")).substitute(
+        title=f"Darkroom: {escape(manifest.name)}",
+        model=escape(manifest.name),
+        version=escape(manifest.version),
+        accept=",".join(f"image/{name.lower()}" for name in formats),
+        formats=", ".join(formats),
+        megabytes=f"{settings.max_body_bytes / 1e6:.3g}",
+        card="".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows(manifest)),
+        classes="".join(f"<li>{escape(name)}</li>" for name in manifest.classes),
+        count=len(manifest.classes),
+        facts=json.dumps(facts),
+        style=style,
+        script=script,
+    )
+    policy = (
+        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return document, {
+        "content-security-policy": policy,
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+
+def read(name: str) -> str:
+    """A file beside this one."""
+    return (files("service.page") / name).read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """An inline script or style as a policy names it."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
