@@ -13,12 +13,14 @@
 # Build arguments:
 #   BASE_IMAGE   any Debian with Python 3.11 to 3.13 and venv; the CA certificates that it holds are trusted
 #   INDEX_URL    the package index, where it is not the tools' own default
+#   EXTRAS       `tracing`, for --tracing
 #   TORCH_INDEX  an index with CPU builds of the locked torch and torchvision, which spare the image gigabytes of CUDA
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
 ARG INDEX_URL
 ARG TORCH_INDEX
+ARG EXTRAS
 ENV PATH="/opt/uv/bin:${PATH}" UV_SYSTEM_CERTS=1 UV_NO_CACHE=1 UV_PYTHON=/opt/darkroom/bin/python
 WORKDIR /build
 COPY pyproject.toml requirements.lock requirements-base.lock ./
@@ -29,7 +31,7 @@ RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt && python3 -m venv /op
 # --require-hashes refuses whatever the lock does not name. torch comes apart, for it may come from another index; without
 # its compiler, which would be a sixth of the image and which serving does not use.
 RUN uv pip install --require-hashes ${INDEX_URL:+--default-index "${INDEX_URL}"} \
-      --requirement pyproject.toml --constraint requirements-base.lock --excludes apart.txt
+      --requirement pyproject.toml ${EXTRAS:+--extra "${EXTRAS}"} --constraint requirements-base.lock --excludes apart.txt
 RUN if [ -n "${TORCH_INDEX}" ]; then \
       grep -oE '^torch(vision)?==[^ ]+' requirements.lock > torch.txt \
       && uv pip install --compile-bytecode ${INDEX_URL:+--default-index "${INDEX_URL}"} \

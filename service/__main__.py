@@ -26,7 +26,7 @@ def main() -> int:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
         manifest = manifests.read(settings.model)
-        if settings.tracing and find_spec("opentelemetry.sdk") is None:
+        if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
             raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)
     except (SettingsError, ArtifactError, StartError) as error:
@@ -59,6 +59,14 @@ def start_nursery() -> None:
         forkserver.ensure_running()
     except OSError:  # sockets have paths of up to 107 bytes
         raise StartError(f"no socket can be made in {folder}; set TMPDIR to a shorter path") from None
+
+
+def installed(module: str) -> bool:
+    """Whether a module is there, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # nor what it would be in
+        return False
 
 
 def refuse(error: object) -> int:

@@ -256,14 +256,15 @@ class Pipeline:
             for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
                 self.metrics.observe_each(STAGE_SECONDS, [seconds[number] for number in counted], stage)
             self.count([results[number] for number in counted])
-            if self.tracing:
-                self.tracing.batch(started, inference, [self.transport.trace(batch[number].item) for number in counted])
+        traces = [self.transport.trace(batch[number].item) for number in counted] if self.tracing else []
         answers: dict[int, list[Answer]] = {}
         for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
             answers.setdefault(image.item.process, []).append(answer(image.item, result, waited, decoding, inference))
         self.metrics.add(QUEUE_DEPTH, n=len(counted))  # the answers take them off
         for process, together in answers.items():
             self.transport.answer(process, together)
+        if self.tracing:
+            self.tracing.batch(started, inference, traces)
 
     def count(self, results: Sequence[Ranking | Failure]) -> None:
         """Count what was predicted, and how surely, and what was not."""

@@ -1,4 +1,4 @@
-"""Around the application that answers all routes but `/predict`.
+"""Around the application that answers all but predictions.
 
 Whatever happens inside, a request leaves counted once, with an id, and without a traceback.
 """
@@ -17,9 +17,7 @@ from service.metrics import OTHER_ROUTE, V2_ROUTE
 
 HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 256
-PROBES = frozenset(
-    {"/health", "/readyz", "/livez", "/v2/health/live", "/v2/health/ready"}
-)  # asked all the time; a 503 there refuses nobody
+PROBES = frozenset({"/health", "/readyz", "/livez", "/v2/health/live"})
 
 
 class Boundary:
@@ -50,7 +48,7 @@ class Boundary:
             refuse_long(scope["headers"])
             await self.app(scope, receive, send_with_id)
         except (ServiceError, ImageError) as error:
-            if scope["path"] not in PROBES:
+            if not probes(scope["path"]):
                 self.journal.metrics.reject(error)
             code = error.code
             await send_problem(error, request_id, route, send_with_id)
@@ -62,6 +60,11 @@ class Boundary:
                 await send_problem(internal, request_id, route, send_with_id)
         traceparent = headers.get(b"traceparent", b"")
         self.journal.close(route, status, code, request_id, started, traceparent)
+
+
+def probes(path: str) -> bool:
+    """Whether it only asks whether the service is well."""
+    return path in PROBES or (path.startswith(V2_ROUTE) and path.endswith("/ready"))
 
 
 def label(path: str, routes: Collection[str]) -> str:

@@ -28,7 +28,7 @@ from service.errors import (
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
-from service.metrics import DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
+from service.metrics import ANSWER_SECONDS, DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
 from service.transport import DRAINING, FAILED, NO_TRACE, READY, Answer
 
@@ -154,6 +154,7 @@ class Call:
         error = ClientDisconnect("The client left before its answer.")
         self.endpoint.metrics.reject(error)
         self.close(DISCONNECTED, error.code)
+        self.end_trace(DISCONNECTED, error.code)
 
     def attempt(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step; where it fails, that is the reply."""
@@ -210,8 +211,12 @@ class Call:
     def succeed(self, answers: Sequence[Answer]) -> None:
         """Reply with what each image got."""
         answered = monotonic()
-        self.send(self.endpoint.answered(self.asked, answers, self.request_id), answers)
-        self.endpoint.metrics.observe(STAGE_SECONDS, monotonic() - answered, "respond")
+        content = self.endpoint.answered(self.asked, answers, self.request_id)
+        self.send(content, answers)
+        now = monotonic()
+        self.endpoint.metrics.observe(STAGE_SECONDS, now - answered, "respond")
+        if content.error is None:
+            self.endpoint.metrics.observe(ANSWER_SECONDS, now - self.started - self.received, self.endpoint.route)
 
     def refuse(self, error: AnyError) -> None:
         """Reply with why there are no predictions."""
@@ -231,19 +236,23 @@ class Call:
             f"content-type: {content.kind}\r\n{more}content-length: {len(content.body)}\r\n"
             f"x-request-id: {self.request_id}\r\n"
         )
-        self.close(status, error.code if error else "", answers)
+        self.close(status, error.code if error else "")
         self.reply(status, head, content.body)
+        self.end_trace(status, error.code if error else "", answers)
 
-    def close(self, status: int, code: str, answers: Sequence[Answer] = ()) -> None:
+    def close(self, status: int, code: str) -> None:
         """Nothing that still comes for this request is waited for."""
         if self.pending is not None:
             self.pending.forget()
             self.pending = None
         self.endpoint.metrics.add(REQUESTS_IN_FLIGHT, n=-1)
-        if self.endpoint.tracing and self.span:
-            self.endpoint.tracing.end(self.span, status, code, self.started, self.received, answers)
         traceparent = self.headers.get(b"traceparent", b"")
         self.endpoint.journal.close(self.endpoint.route, status, code, self.request_id, self.started, traceparent)
+
+    def end_trace(self, status: int, code: str, answers: Sequence[Answer] = ()) -> None:
+        """After the reply, so that nobody waits for it."""
+        if self.endpoint.tracing and self.span:
+            self.endpoint.tracing.end(self.span, status, code, self.started, self.received, answers)
 
 
 def refuse_unready(phase: int) -> None:

@@ -19,7 +19,7 @@ from service.errors import (
     TooLarge,
     TooManyImages,
 )
-from service.metrics import QUEUE_DEPTH, Metrics
+from service.metrics import QUEUE_BYTES, QUEUE_DEPTH, Metrics
 from service.transport import (
     CANARY,
     CLAIMED,
@@ -237,6 +237,7 @@ class Channel:
                 self.words[place] = word
             item = Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline, pixels)
             self.send(item, pending, position)
+        self.metrics.add(QUEUE_BYTES, n=sum([slot_bytes(len(body)) for body in bodies]))
         if top_k != CANARY:
             self.images += len(bodies)
             self.metrics.add(QUEUE_DEPTH, n=len(bodies))
@@ -369,6 +370,7 @@ class Channel:
         self.retried.discard(uid)
         self.words[item.offset // WORD_BYTES + UID] = NO_UID
         self.slots.give(item.offset, slot_bytes(item.length))
+        self.metrics.add(QUEUE_BYTES, n=-slot_bytes(item.length))
         if item.top_k != CANARY:
             self.images -= 1
             self.metrics.add(QUEUE_DEPTH, n=-1)

@@ -77,6 +77,13 @@ REQUEST_SECONDS = Family(
     STAGE_BUCKETS,
     seldom=True,
 )
+ANSWER_SECONDS = Family(
+    "darkroom_answer_duration_seconds",
+    "From a whole body to its predictions, where there are some: our part of a request's time",
+    ("route",),
+    each(("/predict", V2_INFER_ROUTE)),
+    STAGE_BUCKETS,
+)
 STAGE_SECONDS = Family(
     "darkroom_stage_duration_seconds", "Time of an image in one stage", ("stage",), each(STAGES), STAGE_BUCKETS
 )
@@ -88,6 +95,7 @@ IMAGES_REJECTED = Family(
 REQUESTS_IN_FLIGHT = Family("darkroom_requests_in_flight", "Requests being answered", gauge=True)
 # HTTP processes add what waits for an answer, workers subtract what is in a batch.
 QUEUE_DEPTH = Family("darkroom_queue_depth", "Images accepted and not yet in a batch", gauge=True)
+QUEUE_BYTES = Family("darkroom_queue_bytes", "Bytes of the bodies accepted and not yet answered", gauge=True)
 REFUSED = Family("darkroom_refused_total", "Requests refused or out of time", ("reason",), each(REFUSALS))
 DISCONNECTS = Family("darkroom_client_disconnects_total", "Clients that left before their answer")
 BATCH_SPLITS = Family("darkroom_batch_splits_total", "Batches split because the model failed on them")
@@ -103,12 +111,14 @@ MODEL_INFO = Family(
 COUNTED = (
     REQUESTS,
     REQUEST_SECONDS,
+    ANSWER_SECONDS,
     STAGE_SECONDS,
     BATCH_SIZE,
     IMAGES,
     IMAGES_REJECTED,
     REQUESTS_IN_FLIGHT,
     QUEUE_DEPTH,
+    QUEUE_BYTES,
     REFUSED,
     DISCONNECTS,
     BATCH_SPLITS,

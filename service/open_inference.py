@@ -25,6 +25,7 @@ from service.transport import Answer
 HEADER = "inference-header-content-length"
 LENGTH = struct.Struct("<I")  # before each element of BYTES in a binary tensor
 IMAGE, PIXELS = "image", "pixels"
+DIMENSIONS = 4  # of pixels
 PROBABILITIES, CLASS_INDEX, CLASS = "probabilities", "class_index", "class"
 OUTPUTS = (PROBABILITIES, CLASS_INDEX, CLASS)
 DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", PROBABILITIES: "FP32", CLASS_INDEX: "INT64", CLASS: "BYTES"}
@@ -130,11 +131,9 @@ class OpenInference(Endpoint):
         if told is not None and (type(told) is not int or told != len(tail)):
             raise BadParameter(f"The binary_data_size of `{name}` differs from the {len(tail)} bytes after the JSON.")
         if name == PIXELS:
-            return name, rows(tail if told is not None else numbers(given.get("data")), count, 3 * size * size)
-        images = elements(tail) if told is not None else texts(given.get("data"))
-        if len(images) != count:
-            raise BadParameter(f"`{name}` has {len(images)} elements, its shape says {count}.")
-        return name, images
+            most = count * 3 * size * size
+            return name, rows(tail if told is not None else numbers(given.get("data"), most), count, 3 * size * size)
+        return name, elements(tail, count) if told is not None else texts(given.get("data"), count)
 
     def answered(self, asked: Inference, answers: Sequence[Answer], request_id: str) -> Content:
         """Every output; the protocol knows no failure of single images, so the first is the request's."""
@@ -210,7 +209,7 @@ def outputs_of(document: Mapping[str, Any], parameters: Mapping[str, Any], class
     given = member(document, "outputs", list, [])
     if not given:
         return [Output(name, binary) for name in OUTPUTS]
-    found = []
+    found: list[Output] = []
     for output in given:
         name = output.get("name") if isinstance(output, dict) else None
         if name not in OUTPUTS:
@@ -219,6 +218,8 @@ def outputs_of(document: Mapping[str, Any], parameters: Mapping[str, Any], class
         best = told.get("classification", 0)
         if type(best) is not int or best < 0 or (best and name != PROBABILITIES):
             raise BadParameter(f"`classification` is a number of classes, and for `{PROBABILITIES}` only.")
+        if name in [other.name for other in found]:
+            raise BadParameter(f"The output `{name}` is asked for twice.")
         found.append(Output(name, bool(told.get("binary_data", binary)), min(best, classes)))
     return found
 
@@ -231,11 +232,13 @@ def timeout_of(parameters: Mapping[str, Any]) -> float | None:
     return timeout / 1e6 or None
 
 
-def elements(tensor: memoryview) -> list[bytes | Rejected]:
-    """The elements of a binary tensor of BYTES: each a length, little-endian uint32, and its bytes."""
+def elements(tensor: memoryview, count: int) -> list[bytes | Rejected]:
+    """The elements of a binary tensor of BYTES, so many: each a length, little-endian uint32, and its bytes."""
     found: list[bytes | Rejected] = []
     at = 0
     while at < len(tensor):
+        if len(found) == count:
+            raise BadParameter(f"`{IMAGE}` has more elements than the {count} that its shape says.")
         if at + LENGTH.size > len(tensor):
             raise BadParameter(f"`{IMAGE}` ends within an element's length.")
         (length,) = LENGTH.unpack_from(tensor, at)
@@ -244,20 +247,28 @@ def elements(tensor: memoryview) -> list[bytes | Rejected]:
             raise BadParameter(f"`{IMAGE}` ends within an element of {length} bytes.")
         found.append(item(bytes(tensor[at : at + length])))
         at += length
+    if len(found) < count:
+        raise BadParameter(f"`{IMAGE}` has {len(found)} elements, its shape says {count}.")
     return found
 
 
-def texts(data: object) -> list[bytes | Rejected]:
-    """The elements of a tensor of BYTES in JSON, base64 each."""
+def texts(data: object, count: int) -> list[bytes | Rejected]:
+    """The elements of a tensor of BYTES in JSON, so many, base64 each."""
+    if isinstance(data, list) and len(data) != count:
+        raise BadParameter(f"`{IMAGE}` has {len(data)} elements, its shape says {count}.")
     if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
         raise BadJson(f"The data of `{IMAGE}` in JSON is a list of base64 strings.")
     return [from_base64(text) for text in data]
 
 
-def numbers(data: object) -> memoryview:
-    """A tensor of UINT8 in JSON, nested or flat."""
+def numbers(data: object, most: int) -> memoryview:
+    """A tensor of UINT8 in JSON, nested as its shape is or flat, of `most` values."""
     level = [data]
-    while level and isinstance(level[0], list):
+    for _ in range(DIMENSIONS):
+        if not (level and isinstance(level[0], list)):
+            break
+        if sum(len(part) if isinstance(part, list) else 1 for part in level) > most:
+            raise BadParameter(f"`{PIXELS}` has more values than the {most} that its shape says.")
         level = [number for part in level for number in (part if isinstance(part, list) else [part])]
     try:
         return memoryview(bytes(level))  # type: ignore[arg-type]  # which is what is tried

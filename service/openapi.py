@@ -151,21 +151,22 @@ def open_inference_schemas() -> Json:
     }
 
 
-def open_inference(manifest: Manifest, keyed: bool) -> Json:
+def open_inference(manifest: Manifest, settings: Settings, keyed: bool) -> Json:
     """The routes under `/v2`."""
+    parameters = predict(settings)["parameters"]
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     length: Json = {"name": "Inference-Header-Content-Length", "in": "header", "schema": {"type": "integer"}}
     infer = {
         "summary": "Classify images by the Open Inference Protocol",
         "description": f"Inputs and outputs as GET {V2_ROUTE}/models/{manifest.name} tells them, in JSON or raw bytes",
-        "parameters": [length],
+        "parameters": [length, *parameters[1:]],
         "requestBody": {"required": True, "content": content("application/json", ref("InferenceRequest")) | binary},
         "responses": {
             "200": {
                 "description": "The outputs that were asked for, else all",
                 "content": content("application/json", ref("InferenceReply")) | binary,
             },
-            **problems(400, 404, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+            **problems(400, 408, 413, 415, 422, 429, 431, 500, 503, 504),
         },
     }
     paths: Json = {
@@ -199,7 +200,7 @@ def document(manifest: Manifest, settings: Settings, release: str, *, keyed: boo
         paths["/"] = get("A page to try the model on", "text/html")
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
-    paths |= open_inference(manifest, keyed)
+    paths |= open_inference(manifest, settings, keyed)
     shapes = schemas(manifest) | open_inference_schemas()
     return {
         "openapi": "3.1.0",

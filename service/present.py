@@ -24,6 +24,7 @@ class Present(Collector):
     def __init__(self, settings: Settings, transport: Transport, main: int) -> None:
         """`main` is the main process's id."""
         self.settings, self.transport, self.main = settings, transport, main
+        self.cpu_seconds = 0.0  # seen: a process that ends at the wrong moment is missing once
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not collect."""
@@ -37,35 +38,37 @@ class Present(Collector):
         told = self.transport.all_told()
         yield gauge("darkroom_workers_ready", "Workers that take images", len(told))
         yield gauge("darkroom_capacity_images", "Images that may wait at once", self.settings.capacity)
+        yield gauge("darkroom_capacity_bytes", "Bytes of bodies that may wait at once", self.settings.capacity_bytes)
         loading = max((facts["load_seconds"] for facts in told), default=0.0)
         yield gauge("darkroom_load_seconds", "From a worker's start until it had proved the artifact", loading)
-        yield from processes(self.main)
+        yield from self.processes()
         if any(facts["device"].startswith("cuda") for facts in told):
             yield from gpus()
+
+    def processes(self) -> Iterator[Metric]:
+        """All processes of the service together; memory that they share counts once in each."""
+        seconds = memory = files = 0.0
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self.main)
+            # The youngest first: one that ends meanwhile is then in what its parent has taken over.
+            for process in (*reversed(first.children(recursive=True)), first):
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
+                    with process.oneshot():
+                        seconds += sum(process.cpu_times()[:4])  # with those of its children that have ended
+                        memory += process.memory_info().rss
+                    files += process.num_fds()
+            started = "Start time of the main process since unix epoch in seconds."
+            yield gauge("process_start_time_seconds", started, first.create_time())
+        used = "Total user and system CPU time spent in seconds, by all processes."
+        self.cpu_seconds = max(self.cpu_seconds, seconds)
+        yield CounterMetricFamily("process_cpu_seconds_total", used, self.cpu_seconds)
+        yield gauge("process_resident_memory_bytes", "Resident memory size in bytes, of all processes.", memory)
+        yield gauge("process_open_fds", "Number of open file descriptors, in all processes.", files)
 
 
 def gauge(name: str, told: str, value: float) -> Metric:
     """A gauge without labels."""
     return GaugeMetricFamily(name, told, value)
-
-
-def processes(main: int) -> Iterator[Metric]:
-    """All processes of the service together; memory that they share counts once in each."""
-    seconds = memory = files = 0.0
-    with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(main)
-        for process in (first, *first.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
-                with process.oneshot():
-                    seconds += sum(process.cpu_times()[:4])  # with those of its children that have ended
-                    memory += process.memory_info().rss
-                files += process.num_fds()
-        started = "Start time of the main process since unix epoch in seconds."
-        yield gauge("process_start_time_seconds", started, first.create_time())
-    used = "Total user and system CPU time spent in seconds, by all processes."
-    yield CounterMetricFamily("process_cpu_seconds_total", used, seconds)
-    yield gauge("process_resident_memory_bytes", "Resident memory size in bytes, summed over all processes.", memory)
-    yield gauge("process_open_fds", "Number of open file descriptors, in all processes.", files)
 
 
 def gpus() -> Iterator[Metric]:

@@ -107,7 +107,14 @@ def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterat
             | {"dims": tensor["shape"]}
             for tensor in tensors
         ]
-    index = [{"name": manifest.name, "version": manifest.version, "state": "READY"}]
+
+    async def index(request: Request) -> Response:
+        try:
+            await readyz(request)
+            state = "READY"
+        except ServiceError:
+            state = "UNAVAILABLE"
+        return JSONResponse([{"name": manifest.name, "version": manifest.version, "state": state}])
 
     def known(answer: Answering) -> Answering:
         async def answer_if_known(request: Request) -> Response:
@@ -127,7 +134,7 @@ def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterat
     yield Route("/v2", telling(server), methods=["GET"])
     yield Route("/v2/health/live", livez, methods=["GET"])
     yield Route("/v2/health/ready", readyz, methods=["GET"])
-    yield Route("/v2/repository/index", telling(index), methods=["POST"])
+    yield Route("/v2/repository/index", index, methods=["POST"])
     for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         yield Route(at, known(telling(model)), methods=["GET"])
         yield Route(f"{at}/ready", known(readyz), methods=["GET"])
@@ -168,8 +175,11 @@ def serve_metrics(scraping: Scrape, host: str, port: int) -> None:
 
 
 async def answered_before(_: Request) -> Response:
-    """`service.protocol` answers these; the route is there for its path's other methods."""
-    raise AssertionError("predictions are not asked for here")
+    """`service.protocol` answers these; the route is there for its path's other methods.
+
+    Starlette takes a path that ends in a line feed for the same one.
+    """
+    raise NotFound("No such route.")
 
 
 def ready(transport: Transport, answering: Callable[[], bool]) -> dict[str, Any]:

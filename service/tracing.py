@@ -2,7 +2,7 @@
 
     http process   predict (server span; its parent comes by `traceparent`)
                    ├─ receive ─ queue ─ decode ─ inference     as long as `Server-Timing` says, one after the other
-    worker         batch, linked to the spans of its requests
+    worker         batch, below the first of its requests and linked to all
 
 Spans go by OTLP over HTTP where OTEL_EXPORTER_OTLP_ENDPOINT says; the other OTEL_ variables hold, too.
 """
@@ -10,12 +10,13 @@ Spans go by OTLP over HTTP where OTEL_EXPORTER_OTLP_ENDPOINT says; the other OTE
 import os
 import time
 from collections.abc import Mapping, Sequence
+from threading import Thread
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -24,7 +25,7 @@ from service.transport import NO_TRACE, Answer, Trace
 
 NAME = "darkroom"
 HALF = 1 << 64  # trace ids have 128 bits, words 64
-FLUSH_MS = 2000
+FLUSH_S = 2
 
 
 class Tracing:
@@ -45,7 +46,10 @@ class Tracing:
 
     def close(self) -> None:
         """Send what is left, for a while at most."""
-        self.provider.force_flush(FLUSH_MS)
+        # Its own time-out is not kept where the collector is gone.
+        ending = Thread(target=self.provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(FLUSH_S)
 
     def begin(self, route: str, request_id: str, started: float, headers: Mapping[bytes, bytes]) -> Span:
         """The span of a request; the client's, where it sends one, is its parent."""
@@ -87,8 +91,12 @@ class Tracing:
     def batch(self, started: float, seconds: float, traces: Sequence[Trace]) -> None:
         """A forward pass is over, of images that came with these requests' spans."""
         links = [Link(context_of(trace)) for trace in dict.fromkeys(traces) if trace != NO_TRACE]
+        if not links:
+            return
         told = {"darkroom.batch_size": len(traces)}
-        span = self.tracer.start_span("batch", None, attributes=told, links=links, start_time=self.at(started))
+        # Below the first of them, so that whoever keeps its trace keeps the batch.
+        first = set_span_in_context(NonRecordingSpan(links[0].context))
+        span = self.tracer.start_span("batch", first, attributes=told, links=links, start_time=self.at(started))
         span.end(self.at(started + seconds))
 
 

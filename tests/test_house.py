@@ -194,3 +194,9 @@ def test_every_setting_is_in_the_readme() -> None:
     readme = read("README.md")
 
     assert [] == [name for name in Settings.model_fields if f"`--{name.replace('_', '-')}`" not in readme]
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for path in (HOUSE / "README.md", HOUSE / "ARCHITECTURE.md", *(HOUSE / "docs").rglob("*.md")):
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+        assert [] == [link for link in links if not (path.parent / link).exists()], path

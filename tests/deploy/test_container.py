@@ -98,8 +98,8 @@ def post(body: bytes, port: int = 8000, host: str = "127.0.0.1") -> requests.Res
 def test_the_image_is_labelled_small_and_without_what_it_does_not_need(engine: Engine) -> None:
     (image,) = json.loads(engine.docker("image", "inspect", "darkroom"))
     labels = {name.rpartition(".")[2]: text for name, text in image["Config"]["Labels"].items()}
-    inside = "ls /app; which gcc cc g++ pip uv; id -u; python -c 'import torch; print(torch.__version__)'; "
-    inside += "python -c 'import matplotlib'; python -c 'import triton'; true"
+    inside = "ls /app; which gcc cc g++ pip uv; for name in matplotlib tqdm triton training; do "
+    inside += 'python -c "import $name" 2> /dev/null && echo $name; done; id -u'
     told = engine.docker("run", "--rm", "--network", "none", "--entrypoint", "sh", "darkroom", "-c", inside)
 
     assert ("Darkroom", __version__, "abc", "2026-01-01T00:00:00Z", "Apache-2.0") == (
@@ -107,9 +107,7 @@ def test_the_image_is_labelled_small_and_without_what_it_does_not_need(engine: E
     )
     assert "10001:10001" == image["Config"]["User"]
     assert image["Size"] < BUDGET_BYTES
-    names, user, torch = told.split()[:-2], *told.split()[-2:]
-    assert ({"models", "service"}, "10001") == (set(names), user)
-    assert torch.split(".")[0] == "2"
+    assert ["models", "service", "10001"] == told.split()
 
 
 def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(engine: Engine, model: Path) -> None:
@@ -119,14 +117,17 @@ def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(e
     with container(engine, model) as name:
         wait_for(healthy, engine.docker("logs", name))
         there = [post(body).json()["predictions"] for body in bodies]
-        limit = engine.docker("exec", name, "cat", "/sys/fs/cgroup/memory.max", check=False)
+        limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null; true"
+        limit = engine.docker("exec", name, "sh", "-c", limits)  # of either kind of cgroups
+        capabilities = engine.docker("exec", name, "sh", "-c", "grep CapEff /proc/1/status")
         written = engine.docker("exec", name, "sh", "-c", "touch /app/x /opt/x 2>&1; touch /tmp/x && echo ok")
         wait_for(lambda: state(engine, name)["Health"]["Status"] == "healthy", str(state(engine, name)))
 
     assert here == there
     assert written.count("Read-only file system") == 2
     assert written.endswith("ok")
-    assert limit in (str(MEMORY), "")  # empty where the machine has the older cgroups
+    assert str(MEMORY) == limit
+    assert 0 == int(capabilities.split()[1], 16)
 
 
 def test_a_container_that_is_full_of_work_keeps_to_its_memory(engine: Engine, model: Path) -> None:
@@ -181,8 +182,8 @@ def test_a_damaged_artifact_ends_the_container_with_one_line(engine: Engine, tmp
     assert 2 == told["ExitCode"]
 
 
-def test_compose_trains_serves_and_is_watched(engine: Engine) -> None:
-    """Prometheus' image is made here of Debian's; Grafana's cannot be had here, so it does not start."""
+def test_compose_serves_and_is_watched(engine: Engine, model: Path) -> None:
+    """The model is in the volume already. Prometheus' image is made of Debian's; Grafana's cannot be had here."""
     made = engine.docker("create", engines.BASE, "true")
     engine.docker("cp", "/usr/bin/prometheus", f"{made}:/bin/prometheus")
     start = '["/bin/prometheus","--config.file=/etc/prometheus/prometheus.yml","--storage.tsdb.path=/prometheus"]'
@@ -194,6 +195,10 @@ def test_compose_trains_serves_and_is_watched(engine: Engine) -> None:
         return engine.command(*asked, *arguments, folder=HOUSE)
 
     try:
+        engine.docker("volume", "create", "house_artifacts")
+        placed = engine.docker("create", "--volume", "house_artifacts:/artifacts", "darkroom")
+        engine.docker("cp", str(model), f"{placed}:/artifacts/model.pt")
+        engine.docker("rm", placed)
         compose("up", "--detach", "--no-build", "serve", "prometheus")
         wait_for(lambda: healthy(8100), compose("logs"))
         replies = [post(noise(seed), 8100) for seed in range(20)]
@@ -204,7 +209,7 @@ def test_compose_trains_serves_and_is_watched(engine: Engine) -> None:
             return sum(float(one["value"][1]) for one in found["data"]["result"])
 
         assert {200} == {reply.status_code for reply in replies}
-        assert "shapes10" == replies[0].json()["model"]["name"]
+        assert "test" == replies[0].json()["model"]["name"]
         wait_for(lambda: counted() == len(replies), compose("logs", "prometheus"))
     finally:
         compose("down", "--volumes")

@@ -95,7 +95,9 @@ def prometheus(folder: Path, service: Service) -> Iterator[str]:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [service.url.removeprefix("http://")]
+    (scraped,) = config["scrape_configs"]
+    del scraped["dns_sd_configs"]
+    scraped["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"127.0.0.1:{held.getsockname()[1]}"
@@ -179,7 +181,8 @@ def panels() -> list[dict[str, Any]]:
 
 def expressions() -> list[str]:
     """Every expression, with the variables as Grafana would put them."""
-    found = [target["expr"] for panel in panels() for target in panel["targets"]]
+    notes = json.loads(DASHBOARD.read_text())["annotations"]["list"]
+    found = [target["expr"] for panel in panels() for target in panel["targets"]] + [note["expr"] for note in notes]
     filled = [expr.replace("$__rate_interval", "1m") for expr in found]
     return [expr.replace("$job", "darkroom").replace("$instance", ".*") for expr in filled]
 

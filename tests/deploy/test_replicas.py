@@ -122,7 +122,7 @@ def test_a_replica_that_is_stopped_without_a_word_refuses_some_and_loses_none(ba
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_when_a_replica_is_killed(balanced: Balanced) -> None:
+def test_a_killed_replica_loses_no_more_than_was_on_its_way(balanced: Balanced) -> None:
     found = balanced.load(signal.SIGKILL)
 
     assert found["200"] >= 2 * ENOUGH

@@ -14,6 +14,7 @@ METRICS = {
     "worker_restarts_total",
     *("model_info", "predictions_total", "prediction_confidence"),
     "unknown_total",
+    *("answer_duration_seconds", "queue_bytes", "capacity_bytes"),
     *("build_info", "workers_ready", "capacity_images", "load_seconds"),
 }
 PROCESS_METRICS = {

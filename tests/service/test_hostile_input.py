@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 IN_FLIGHT = 24
 LEAKS = re.compile(r'Traceback|File "|site-packages|/(work|tmp|home|usr|etc|proc)/|\.py\b|\b0x[0-9a-f]{6,}')
 GROWTH = 64 << 20  # bytes
+LARGEST = 10 << 20  # body, by default
 SERIES = 500  # and one a class
 
 
@@ -136,6 +137,43 @@ def test_all_of_it_at_once_is_answered_as_documented_and_hurts_nobody(target: Se
     after = check_unharmed(target, before)
     assert Counter(str(case.status) for _, case in named) == after.answered - before.answered
     assert Counter(case.code for _, case in named if case.code) == after.rejected - before.rejected
+
+
+def test_all_of_it_by_the_open_inference_protocol_is_answered_the_same(target: Service) -> None:
+    cases = [case for case in (hostile.battery() | hostile.lies()).values() if case.body]
+    # Some are as large as fits a body, without the JSON before it.
+    encoded = [
+        case for case in cases if (case.kind.startswith("image/") or not case.kind) and len(case.body) < LARGEST - 1000
+    ]
+    before = state(target)
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        as_tensors = list(pool.map(lambda case: infer(target, *as_tensor(case.body)), encoded))
+        as_requests = list(pool.map(lambda case: infer(target, case.body, None), cases))
+
+    assert len(encoded) > 50
+    wrong = [
+        (case.body[:40], found(reply), case.status, case.code)
+        for case, reply in zip(encoded, as_tensors, strict=True)
+        if found(reply) != (case.status, case.code)
+    ]
+    assert [] == wrong
+    assert {reply.status_code for reply in as_requests} <= {400, 413}
+    for reply in (*as_tensors, *as_requests):
+        assert not LEAKS.search(reply.text), reply.text
+    check_unharmed(target, before)
+
+
+def as_tensor(body: bytes) -> tuple[bytes, int]:
+    """An inference request for one encoded image, and where its tensor begins."""
+    tensor = len(body).to_bytes(4, "little") + body
+    given = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(tensor)}}
+    head = json.dumps({"inputs": [given]}).encode()
+    return head + tensor, len(head)
+
+
+def infer(service: Service, body: bytes, length: int | None) -> requests.Response:
+    headers = {} if length is None else {"Inference-Header-Content-Length": str(length)}
+    return requests.post(f"{service.url}/v2/models/test/infer", data=body, headers=headers, timeout=60)
 
 
 def close(predictions: list[Mapping[str, float]]) -> list[tuple[float, float]]:

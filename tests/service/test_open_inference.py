@@ -150,6 +150,13 @@ def test_a_binary_reply_has_its_tensors_after_the_json(service: Service) -> None
 
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
 PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, SIZE, SIZE], "data": [0] * (3 * SIZE * SIZE)}
+
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list."""
+    return [nested(depth - 1)] if depth else [0]
+
+
 WRONG: dict[str, tuple[object, int, str]] = {
     "no object": ([], 400, "bad_json"),
     "no inputs": ({}, 400, "bad_json"),
@@ -177,6 +184,10 @@ WRONG: dict[str, tuple[object, int, str]] = {
     "pixels that are ragged": ({"inputs": [PIXELS | {"data": [[0], 1]}]}, 400, "bad_parameter"),
     "an unknown output": ({"inputs": [IMAGE], "outputs": [{"name": "logits"}]}, 400, "bad_parameter"),
     "an output that is no object": ({"inputs": [IMAGE], "outputs": ["class"]}, 400, "bad_parameter"),
+    "an output twice": ({"inputs": [IMAGE], "outputs": [{"name": "class"}] * 2}, 400, "bad_parameter"),
+    "more elements": ({"inputs": [IMAGE | {"data": [""] * 40_000}]}, 400, "bad_parameter"),
+    "more pixels": ({"inputs": [PIXELS | {"data": [0] * 40_000}]}, 400, "bad_parameter"),
+    "pixels that are nested deeply": ({"inputs": [PIXELS | {"data": nested(900)}]}, 400, "bad_json"),
     "a classification of a class": (
         {"inputs": [IMAGE], "outputs": [{"name": "class", "parameters": {"classification": 1}}]},
         *(400, "bad_parameter"),
@@ -231,7 +242,9 @@ def test_a_timeout_in_microseconds_is_kept(service: Service) -> None:
     refused(asked(service, images(noise(), parameters={"timeout": 1})), 504, "deadline")
 
 
-@pytest.mark.parametrize("path", ["/v2/models/other/infer", "/v2/models/test/versions/other/infer"])
+@pytest.mark.parametrize(
+    "path", ["/v2/models/other/infer", "/v2/models/test/versions/other/infer", "/v2/models/test/infer%0A"]
+)
 def test_another_model_or_version_is_not_found(service: Service, path: str) -> None:
     refused(asked(service, images(noise()), path=path), 404, "not_found")
 

@@ -675,8 +675,8 @@ def test_board_cells_and_bodies_do_not_touch_each_other() -> None:
             assert [b"\xff" * 100] * 2 == [body(transport, item) for item in items]
             assert [{"device": "d" * 1900}] * 2 == [transport.told(worker) for worker in range(2)]
             assert 1 == transport.phase
-            # Each HTTP process has counted its image as waiting; the workers nothing.
+            # Each HTTP process has counted its image and its bytes as waiting; the workers nothing.
             left = [sum(transport.cells(process)) - (process + 1) * transport.counted for process in range(4)]
-            assert [1, 1, 0, 0] == left
+            assert [1 + 104 + HEADER_BYTES] * 2 + [0, 0] == left
 
     asyncio.run(scenario())
