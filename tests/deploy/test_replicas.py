@@ -35,11 +35,21 @@ class Balanced:
     admin: Path
 
     def drain(self) -> None:
-        """Tell haproxy to send the first replica nothing new."""
+        """Tell haproxy to send the first replica nothing new, and wait until it has nothing."""
+        assert "" == self.ask("set server replicas/a state drain").strip()
+        wait_for(lambda: self.sessions() == 0)
+
+    def sessions(self) -> int:
+        """How many requests the first replica has."""
+        (line,) = [line for line in self.ask("show stat").splitlines() if line.startswith("replicas,a,")]
+        return int(line.split(",")[4])  # scur
+
+    def ask(self, command: str) -> str:
+        """What haproxy answers on its administrators' socket."""
         with socket.socket(socket.AF_UNIX) as asked:
             asked.connect(str(self.admin))
-            asked.sendall(b"set server replicas/a state drain\n")
-            assert b"" == asked.recv(1024).strip()
+            asked.sendall(command.encode() + b"\n")
+            return b"".join(iter(lambda: asked.recv(65536), b"")).decode()
 
     def load(self, event: signal.Signals, *, drained: bool = False) -> Counter[str]:
         """What requests on several connections get while the first replica gets a signal: statuses and failures."""
