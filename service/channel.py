@@ -2,12 +2,11 @@
 
 import asyncio
 import base64
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count, islice
-from math import ceil, exp, inf
+from math import ceil, inf
 from time import monotonic
 
 from service.errors import (
@@ -20,6 +19,8 @@ from service.errors import (
     TooManyImages,
 )
 from service.metrics import QUEUE_BYTES, QUEUE_DEPTH, Metrics
+from service.pace import Pace
+from service.slots import Slots
 from service.transport import (
     CANARY,
     CLAIMED,
@@ -45,7 +46,6 @@ NONE = Answer(NO_UID, [])
 LATE = "The request's deadline passed before it was answered."
 LOST = "The model worker was lost twice with this image; try again."
 LONGEST_RETRY_S = 60
-MEMORY_S = 1.0  # of the mean service time: what was that long ago counts a third
 OUTAGE_S = 0.5  # of a longer silence the service time learns nothing
 TICK_S = 0.25
 CANARY_AFTER_S = 0.75  # without an answer
@@ -54,36 +54,6 @@ PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
 )  # a grey PNG
 PASSES = 3  # how many forward passes of a slow model such a silence may at least be
-
-
-class Slots:
-    """First-fit allocation of byte ranges [start, end); few are held at once, so a list is enough."""
-
-    def __init__(self, start: int, end: int) -> None:
-        """All of [start, end) is free."""
-        self.free: list[tuple[int, int]] = [(start, end)]
-
-    def take(self, length: int) -> int | None:
-        """The offset of a new slot, or None where no gap is long enough."""
-        for index, (start, end) in enumerate(self.free):
-            if end - start >= length:
-                if end - start == length:
-                    del self.free[index]
-                else:
-                    self.free[index] = (start + length, end)
-                return start
-        return None
-
-    def give(self, offset: int, length: int) -> None:
-        """Free a slot and join it with free neighbours."""
-        end = offset + length
-        index = bisect_left(self.free, (end,))
-        if index < len(self.free) and self.free[index][0] == end:
-            end = self.free.pop(index)[1]
-        if index and self.free[index - 1][1] == offset:
-            self.free[index - 1] = (self.free[index - 1][0], end)
-        else:
-            self.free.insert(index, (offset, end))
 
 
 class Pending:
@@ -126,32 +96,6 @@ class Pending:
     def awaited(self) -> bool:
         """Whether somebody still waits."""
         return self.done is not None
-
-
-class Pace:
-    """How long an image takes while there is work, as a mean over about the last `MEMORY_S` seconds of work."""
-
-    def __init__(self) -> None:
-        """Nothing is known yet, so nothing takes time."""
-        self.worked = self.served = 0.0
-        self.since = monotonic()
-
-    def idle(self) -> None:
-        """Work begins only now."""
-        self.since = monotonic()
-
-    def learn(self, images: int, outage: float) -> None:
-        """So many images have just been answered; a silence as long as an `outage` (seconds) before it is no work."""
-        now = monotonic()
-        seconds, self.since = now - self.since, now
-        if seconds < outage:
-            kept = exp(-seconds / MEMORY_S)
-            self.worked = self.worked * kept + seconds
-            self.served = self.served * kept + images
-
-    def wait(self, images: int) -> float:
-        """Seconds until so many images are answered."""
-        return images * self.worked / self.served if self.served else 0.0
 
 
 class Channel:

@@ -11,7 +11,6 @@ and is set anew where it would look too late. A request that comes in one piece 
 
 import asyncio
 import json
-import resource
 import socket
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -33,8 +32,7 @@ from service.errors import (
     SlowClient,
     problem,
 )
-from service.logs import logger
-from service.settings import Settings
+from service.room import SETTLED_S, Room
 from service.transport import DRAINING
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -42,10 +40,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 VERSION = len("HTTP/1.1 ")  # with which every reply begins
 LINGER_S = 2  # how long a refused request may go on sending on a connection that is to be closed
 NOTICE_S = 0.1  # how soon a client that sends no more is looked for
-SETTLED_S = 1  # an idle connection may be closed after that: before, its next request may be on the way
 CROWDED_HEAD_S = 1  # the time for a head on a connection beyond the limit
 TCP_CLOSE = 7  # of the kernel's tcp_states.h
-OTHER_FILES = 512  # open ones that are no connection within the limit
 LATE_HEAD = "The request's head did not come in time."
 SLOW_BODY = "The request's body did not come in time."
 CROWDED = "Too many connections are open. Try again soon."
@@ -55,9 +51,7 @@ LATE_BODY = "The request's deadline passed before its body was complete."
 class Protocol(HttpToolsProtocol):
     """One connection. A request is a `cycle` here, as in uvicorn; pipelined ones are answered one after the other."""
 
-    def __init__(
-        self, *args: Any, app: ASGIApp, endpoints: Mapping[str, Endpoint], room: "Room", **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, app: ASGIApp, endpoints: Mapping[str, Endpoint], room: Room, **kwargs: Any) -> None:
         """POST requests go to their path's endpoint, others to `app` without the layers that FastAPI puts around it.
 
         Connections for which there is no `room` are answered once each, and get no predictions.
@@ -379,49 +373,5 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class Room:
-    """For how many connections there is room in one process, and which can make some."""
-
-    def __init__(self, most: int) -> None:
-        """Room for `most`."""
-        self.most = most
-        self.idle: dict[Protocol, float] = {}  # since when, the longest first; some have been asked something since
-
-    def enter(self, one: Protocol) -> None:
-        """It is idle from now on. One beyond the limit makes no room: its place is none."""
-        self.leave(one)
-        if not one.crowded:
-            self.idle[one] = monotonic()
-
-    def leave(self, one: Protocol) -> None:
-        """It is no longer idle for as long as it was."""
-        self.idle.pop(one, None)
-
-    def make(self) -> bool:
-        """Close the connection that has been idle for longest, and long enough; whether there was one."""
-        while self.idle:
-            one, since = next(iter(self.idle.items()))
-            if monotonic() - since < SETTLED_S:
-                return False
-            self.leave(one)
-            if one.idle and not one.transport.is_closing():
-                one.transport.close()
-                return True
-        return False
-
-
 def nothing() -> None:
     """What a cycle that is over calls."""
-
-
-def connections_each(settings: Settings) -> int:
-    """How many connections each HTTP process may hold, after raising the limit of open files where that is needed."""
-    most = max(1, settings.max_connections // settings.http_processes)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < most + OTHER_FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < most + OTHER_FILES:
-        told = {"connections": max(1, hard - OTHER_FILES) * settings.http_processes, "open_files": hard}
-        logger.warning("the limit of open files allows fewer connections than --max-connections", extra=told)
-        most = max(1, hard - OTHER_FILES)
-    return most

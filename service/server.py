@@ -43,7 +43,8 @@ from service.metrics import Metrics
 from service.open_inference import OpenInference
 from service.orphans import end_with_parent
 from service.predict import ROUTE, Predict
-from service.protocol import Protocol, Room, connections_each
+from service.protocol import Protocol
+from service.room import Room, connections_each
 from service.settings import Settings
 from service.sockets import StartError, hold_port, listener, taken
 from service.supervisor import Berth, Supervisor

@@ -1,70 +1,45 @@
-"""Slots, answers and admission, without a server."""
+"""Messages, the arena and the board, without a server."""
 
 import asyncio
 import itertools
-import math
-import os
 import pickle
 import socket
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from time import monotonic
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.channel import STALE_AFTER_S, Channel, Pace, Slots
-from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
-from service.metrics import QUEUE_DEPTH, Metrics, Scrape
 from service.transport import (
-    CANARY,
-    CLAIMED,
-    CLAIMER,
     HEADER_BYTES,
     MAX_CLASSES,
     MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
-    WORD_BYTES,
     Answer,
     Item,
     Transport,
 )
-
-ROOM = 1 << 20
-SOON_S = 10  # what is waited for at most
-Replies = asyncio.Future[Sequence[Answer]]
-
-
-@given(st.lists(st.one_of(st.integers(1, 400), st.none()), max_size=60))
-def test_slots_never_overlap_and_all_room_comes_back(actions: list[int | None]) -> None:
-    slots = Slots(100, 1100)
-    held: list[tuple[int, int]] = []
-    for action in actions:
-        if action is None and held:
-            slots.give(*held.pop(len(held) // 2))
-        elif action is not None and (offset := slots.take(action)) is not None:
-            held.append((offset, action))
-        spans = sorted([*((start, start + length) for start, length in held), *slots.free])
-        assert spans[0][0] == 100
-        assert spans[-1][1] == 1100
-        assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
-    for slot in held:
-        slots.give(*slot)
-
-    assert [(100, 1100)] == slots.free
-
-
-def test_a_slot_that_does_not_fit_is_refused() -> None:
-    slots = Slots(0, 10)
-
-    assert [0, None, 6] == [slots.take(6), slots.take(5), slots.take(4)]
-
+from tests.service.ends import (
+    ROOM,
+    SOON_S,
+    body,
+    connected,
+    done,
+    opened,
+    received,
+    soon,
+    submit,
+    taken,
+    transported,
+)
 
 floats = st.floats(0, 1, width=32)
+
+
 answers = st.builds(
     Answer,
     st.integers(0, 2**64 - 1),
@@ -89,81 +64,6 @@ answers = st.builds(
 @given(st.lists(answers, max_size=5))
 def test_answers_survive_the_way(sent: list[Answer]) -> None:
     assert sent == list(Answer.unpack_all(b"".join(map(Answer.pack, sent))))
-
-
-@contextmanager
-def transported(processes: int = 1, workers: int = 1, room: int = ROOM) -> Iterator[Transport]:
-    """All ends in one process; a worker's waits are bounded."""
-    transport = Transport(processes, workers, room, Metrics(()).size)
-    transport.connect()
-    transport.requests[1].settimeout(SOON_S)
-    try:
-        yield transport
-    finally:
-        for end in (*transport.requests, *itertools.chain(*transport.answers)):
-            end.close()
-
-
-def counting(transport: Transport, process: int) -> Metrics:
-    """The metrics of one process, in its cells."""
-    metrics = Metrics(())
-    metrics.cells = transport.cells(process)
-    return metrics
-
-
-@contextmanager
-def opened(transport: Transport, process: int = 0, capacity: int = 10) -> Iterator[Channel]:
-    """An HTTP process's channel; the processes of a test share one sending end, which the first closes."""
-    channel = Channel(transport, process, capacity, counting(transport, process))
-    try:
-        yield channel
-    finally:
-        if channel.sender.fileno() >= 0:
-            channel.close()
-
-
-@contextmanager
-def connected(capacity: int, room: int = ROOM) -> Iterator[tuple[Transport, Channel]]:
-    """One HTTP process and one worker."""
-    with transported(room=room) as transport, opened(transport, 0, capacity) as channel:
-        yield transport, channel
-
-
-async def received(transport: Transport, images: int) -> list[list[Item]]:
-    """The next messages with so many images, received beside the event loop as a worker would."""
-    messages: list[list[Item]] = []
-    while sum(map(len, messages)) < images:
-        messages.append(await asyncio.to_thread(transport.receive))
-        assert messages[-1], "no sender is left"
-    return messages
-
-
-async def taken(transport: Transport, images: int) -> list[Item]:
-    """The next images."""
-    return list(itertools.chain(*await received(transport, images)))
-
-
-def submit(channel: Channel, bodies: Sequence[bytes], top_k: int = 1, deadline: float = math.inf) -> Replies:
-    """Send a request's bodies; what comes of it."""
-    future: Replies = asyncio.get_running_loop().create_future()
-    channel.submit(bodies, top_k, deadline, future.set_result, future.set_exception)
-    return future
-
-
-async def soon(*requests: Replies) -> list[Answer]:
-    """The answers of all images of the requests, in order."""
-    return list(itertools.chain(*await asyncio.wait_for(asyncio.gather(*requests), SOON_S)))
-
-
-def body(transport: Transport, item: Item) -> bytes:
-    """What lies in the item's slot."""
-    start = item.offset + HEADER_BYTES
-    return transport.arena[start : start + item.length]
-
-
-def done(items: Iterable[Item]) -> list[Answer]:
-    """An answer to each that names its length as its class."""
-    return [Answer(item.uid, [(item.length, 0.5)]) for item in items]
 
 
 def test_bodies_reach_the_worker_and_answers_their_futures() -> None:
@@ -228,67 +128,6 @@ def test_the_worker_sees_the_end_when_the_last_sender_has_closed() -> None:
             assert [] == transport.receive()
 
     asyncio.run(scenario())
-
-
-def test_a_request_is_accepted_whole_or_not_at_all() -> None:
-    async def scenario() -> None:
-        with connected(capacity=3, room=1000 + 3 * HEADER_BYTES) as (transport, channel):
-            first = submit(channel, [b"x" * 496])
-            with pytest.raises(AtCapacity, match="capacity is 3"):
-                submit(channel, [b"x"] * 3)
-            with pytest.raises(AtCapacity, match="room"):
-                submit(channel, [b"x" * 300, b"y" * 300])
-            second = submit(channel, [b"x" * 496, b"x"])
-            transport.answer(0, done(await taken(transport, 3)))
-            await soon(first, second)
-
-            submit(channel, [b"x" * (1000 + 2 * HEADER_BYTES)])
-
-    asyncio.run(scenario())
-
-
-def test_a_request_that_could_never_be_accepted_is_not_told_to_try_again() -> None:
-    async def scenario() -> None:
-        with connected(capacity=3, room=1000) as (_, channel):
-            with pytest.raises(TooManyImages):
-                submit(channel, [b"x"] * 4)
-            with pytest.raises(TooLarge):
-                submit(channel, [b"x" * 1001])
-
-    asyncio.run(scenario())
-
-
-def test_what_nobody_waits_for_keeps_its_place_until_the_worker_has_answered() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            pending = channel.submit([b"left"], 1, math.inf, unexpected, unexpected)
-            pending.forget()
-            with pytest.raises(AtCapacity):
-                submit(channel, [b"next"])
-            (item,) = await taken(transport, 1)
-            assert b"left" == body(transport, item)
-            transport.answer(0, done([item]))
-            while True:  # until the answer has come
-                try:
-                    request = submit(channel, [b"next"])
-                    break
-                except AtCapacity:
-                    await asyncio.sleep(0)
-            transport.answer(0, done(await taken(transport, 1)))
-            await soon(request)
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_what_is_accepted_is_counted_as_waiting() -> None:
-    async def scenario() -> bytes:
-        with connected(capacity=9) as (transport, channel):
-            submit(channel, [b"x"] * 5)
-            with pytest.raises(AtCapacity):
-                submit(channel, [b"x"] * 5)
-            return Scrape(Metrics(()), transport.all_cells(), lambda: []).text()
-
-    assert b"\ndarkroom_queue_depth 5.0\n" in asyncio.run(scenario())
 
 
 def test_more_descriptors_than_the_socket_takes_wait_and_follow() -> None:
@@ -401,232 +240,6 @@ def test_several_http_processes_share_the_workers_and_get_their_own_answers() ->
 
     found = asyncio.run(scenario())
     assert [[1, 1], [2, 2], [3, 3]] == [[answer.predictions[0][0] for answer in answered] for answered in found]
-
-
-def test_http_processes_share_capacity_and_room_equally() -> None:
-    async def scenario() -> None:
-        with (
-            transported(processes=2, room=1000) as transport,
-            opened(transport, process=1, capacity=5) as channel,
-        ):
-            with pytest.raises(TooManyImages, match="capacity is 2"):
-                submit(channel, [b"x"] * 3)
-            with pytest.raises(TooLarge, match="capacity of 496 bytes"):
-                submit(channel, [b"x" * 473])
-
-    asyncio.run(scenario())
-
-
-def test_a_service_that_gives_up_fails_all_that_waits_in_every_process() -> None:
-    async def scenario() -> list[Sequence[Answer] | BaseException]:
-        with transported(processes=2) as transport, ExitStack() as open_channels:
-            channels = [open_channels.enter_context(opened(transport, process)) for process in range(2)]
-            requests = [submit(channel, [b"x"] * images) for channel in channels for images in (1, 4)]
-            await taken(transport, 3)
-            transport.give_up("no worker")
-            found = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), SOON_S)
-            for channel in channels:
-                channel.submit([b"y"] * 5, 1, math.inf, unexpected, unexpected)  # there is room again
-            return found
-
-    assert [NotReady] * 4 == [type(failed) for failed in asyncio.run(scenario())]
-
-
-def test_what_a_lost_worker_had_is_sent_again_once_and_what_another_has_is_left_to_it() -> None:
-    async def scenario() -> list[Answer]:
-        with connected(capacity=10) as (transport, channel):
-            requests = [submit(channel, [name]) for name in (b"lost", b"living", b"on its way")]
-            first, second, _ = await taken(transport, 3)
-            unclaim(transport, first)
-            transport.words[second.offset // WORD_BYTES + CLAIMER] = 1
-            transport.claim(first)
-            transport.lost(os.getpid())
-            again = await taken(transport, 2)
-            assert [b"lost", b"on its way"] == [body(transport, item) for item in again]
-            assert not {first.uid, second.uid} & {item.uid for item in again}
-
-            transport.lost(os.getpid())
-            transport.answer(0, done([first, second]))  # the first's is an echo of what was lost
-            return await soon(*requests)
-
-    answers = asyncio.run(scenario())
-    assert ["not_ready", "", "not_ready"] == [answer.code for answer in answers]
-    assert [(6, 0.5)] == answers[1].predictions
-
-
-def unclaim(transport: Transport, item: Item) -> None:
-    """As if it had not reached a worker yet."""
-    transport.words[item.offset // WORD_BYTES + CLAIMED] = 0
-
-
-def test_news_that_a_process_cannot_take_at_once_reach_it_later() -> None:
-    async def scenario() -> list[Answer]:
-        with connected(capacity=10) as (transport, channel):
-            request = submit(channel, [b"lost"])
-            await taken(transport, 1)
-            sender = transport.answers[0][0]
-            with suppress(BlockingIOError):
-                while True:
-                    sender.send(Answer(1 << 40, []).pack(), socket.MSG_DONTWAIT)
-            transport.lost(os.getpid())
-            again = asyncio.create_task(taken(transport, 1))
-            while not again.done():
-                transport.deliver()  # as the supervisor does at every look
-                await asyncio.sleep(0)
-            transport.answer(0, done(again.result()))
-            return await soon(request)
-
-    assert [[(4, 0.5)]] == [answer.predictions for answer in asyncio.run(asyncio.wait_for(scenario(), SOON_S))]
-
-
-def test_what_no_worker_had_is_sent_again_however_often_workers_are_lost() -> None:
-    async def scenario() -> list[Answer]:
-        with connected(capacity=10) as (transport, channel):
-            request = submit(channel, [b"patient"])
-            for _ in range(3):
-                (item,) = await taken(transport, 1)
-                unclaim(transport, item)
-                transport.lost(os.getpid())
-            transport.answer(0, done(await taken(transport, 1)))
-            return await soon(request)
-
-    assert [(7, 0.5)] == asyncio.run(scenario())[0].predictions
-
-
-def test_what_the_client_no_longer_waits_for_is_not_taken_and_its_room_comes_back() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            pending = channel.submit([b"left"], 1, math.inf, unexpected, unexpected)
-            channel.cancel(pending)
-            receiving = asyncio.create_task(asyncio.to_thread(transport.receive))
-            while channel.images:
-                await asyncio.sleep(0)
-            submit(channel, [b"next"])
-            assert [b"next"] == [body(transport, item) for item in await receiving]
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_what_a_worker_has_taken_is_not_wanted_any_more_once_its_client_has_left() -> None:
-    async def scenario() -> tuple[bool, bool]:
-        with connected(capacity=1) as (transport, channel):
-            pending = channel.submit([b"left"], 1, math.inf, unexpected, unexpected)
-            (item,) = await taken(transport, 1)
-            before = transport.wanted(item)
-            channel.cancel(pending)
-            return before, transport.wanted(item)
-
-    assert (True, False) == asyncio.run(scenario())
-
-
-def test_a_request_that_would_be_late_is_refused_at_the_door_and_told_when_to_come_back() -> None:
-    async def scenario() -> None:
-        with connected(capacity=100) as (transport, channel):
-            channel.pace.worked, channel.pace.served = 1.0, 10.0  # as measured: ten images a second
-            waiting = [submit(channel, [b"x"] * 9), submit(channel, [b"x"] * 20, deadline=monotonic() + SOON_S)]
-            with pytest.raises(Overloaded, match=r"29 images are waiting; an answer would take 3\.0 s") as late:
-                submit(channel, [b"x"], deadline=monotonic() + 0.5)
-            with pytest.raises(AtCapacity) as full:
-                submit(channel, [b"x"] * 72)
-            assert ["3", "3"] == [error.value.headers["retry-after"] for error in (late, full)]
-            transport.answer(0, done(await taken(transport, 29)))
-            await soon(*waiting)
-            submit(channel, [b"x"], deadline=monotonic() + 0.5)  # nothing waits, so it is tried
-
-    asyncio.run(scenario())
-
-
-def test_the_pace_follows_what_is_answered_and_learns_nothing_from_silence() -> None:
-    pace = Pace()
-    assert 0 == pace.wait(1000)
-    for images, seconds in ((10, 1.0), (10, 1.0), (10, 100.0)):
-        pace.since = monotonic() - seconds
-        pace.learn(images, outage=50)
-
-    assert 9.9 < pace.wait(100) < 10.1
-
-
-def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            (canary,) = await taken(transport, 1)
-            assert CANARY == canary.top_k
-            assert 0 == channel.images == channel.metrics.value(QUEUE_DEPTH)
-            assert channel.answering()
-            channel.answered_at -= STALE_AFTER_S
-            assert not channel.answering()
-
-            transport.answer(0, [Answer(canary.uid, [], "internal", "the model failed on it")])
-            (canary,) = await taken(transport, 1)
-            assert not channel.answering()
-
-            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
-            while not channel.answering():
-                await asyncio.sleep(0)
-            submit(channel, [b"x"])
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_a_canary_that_a_worker_holds_does_not_hide_that_another_answers() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            transport.tell(0, {"pass_seconds": 0.0})
-            await taken(transport, 1)  # by one that has stopped since
-            (canary,) = await taken(transport, 1)
-            channel.answered_at -= STALE_AFTER_S
-            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
-            while not channel.answering():
-                await asyncio.sleep(0)
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_images_are_answered_where_a_worker_answers_another_process() -> None:
-    async def scenario() -> tuple[bool, bool]:
-        with connected(capacity=1) as (transport, channel):
-            channel.answered_at -= STALE_AFTER_S
-            before = channel.answering()
-            transport.answered(0)
-            return before, channel.answering()
-
-    assert (False, True) == asyncio.run(scenario())
-
-
-def test_what_is_late_fails_and_never_reaches_the_model_and_what_is_not_is_answered() -> None:
-    async def scenario() -> list[Answer]:
-        with connected(capacity=10) as (transport, channel):
-            now = monotonic()
-            in_time = submit(channel, [b"in time"], deadline=now + SOON_S)
-            late = [submit(channel, [b"late"] * 2, deadline=now + after) for after in (0.05, 0.01, 0.02)]
-            for request in late:
-                with pytest.raises(DeadlineExceeded):
-                    await asyncio.wait_for(request, SOON_S)
-            assert now + 0.05 <= monotonic()
-            transport.answer(0, done(await taken(transport, 1)))
-            return await soon(in_time)
-
-    assert [[(7, 0.5)]] == [answer.predictions for answer in asyncio.run(scenario())]
-
-
-def test_a_request_of_several_images_is_answered_once_when_the_last_has_come() -> None:
-    async def scenario() -> list[int]:
-        with connected(capacity=10) as (transport, channel):
-            request = submit(channel, [b"x", b"xx", b"xxx"])
-            for item in reversed(await taken(transport, 3)):
-                assert not request.done()
-                transport.answer(0, done([item]))
-                other = submit(channel, [b"other"])
-                transport.answer(0, done(await taken(transport, 1)))
-                await soon(other)  # what was sent before it has come too
-            return [answer.predictions[0][0] for answer in request.result()]
-
-    assert [1, 2, 3] == asyncio.run(scenario())
-
-
-def unexpected(outcome: object) -> None:
-    """Nobody waits for this."""
-    raise AssertionError(f"{outcome} came to somebody who does not wait")
 
 
 def test_a_spawned_worker_reads_bodies_where_they_lie_and_cannot_change_them() -> None:
