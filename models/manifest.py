@@ -84,6 +84,11 @@ class Manifest(Record):
     unknown_threshold: Fraction | None = None
     validation_statistics: dict[str, Any] | None = None
 
+    @property
+    def unknown_below(self) -> float:
+        """The unknown threshold; zero, which is no threshold, where there is none."""
+        return self.unknown_threshold or 0.0
+
     @field_validator("classes")
     @classmethod
     def unique(cls, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ class Pipeline:
         """Rows bound the look-ahead: a full batch for each pass under way and for one more."""
         self.engine, self.transport, self.metrics, self.tracing = engine, transport, metrics, tracing
         self.classes = engine.artifact.manifest.classes
-        self.unknown_below = engine.artifact.manifest.unknown_threshold or 0.0
+        self.unknown_below = engine.artifact.manifest.unknown_below
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
         self.max_delay = settings.max_delay_ms / 1000
         # Who waits for fuller batches wants them; otherwise they grow while that pays.

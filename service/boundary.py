@@ -64,7 +64,7 @@ class Boundary:
 
 def probes(path: str) -> bool:
     """Whether it only asks whether the service is well."""
-    return path in PROBES or (path.startswith(V2_ROUTE) and path.endswith("/ready"))
+    return path in PROBES or (path.startswith(V2_ROUTE + "/") and path.endswith("/ready"))
 
 
 def label(path: str, routes: Collection[str]) -> str:

@@ -161,13 +161,14 @@ class Channel:
             Overloaded: so many wait that it would not be answered by its deadline.
             TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
-        self.admit(bodies, deadline)
+        lengths = [slot_bytes(len(body)) for body in bodies]
+        self.admit(lengths, deadline)
         offsets: list[int] = []
-        for body in bodies:
-            offset = self.slots.take(slot_bytes(len(body)))
+        for length in lengths:
+            offset = self.slots.take(length)
             if offset is None:
-                for taken, given_back in zip(offsets, bodies, strict=False):
-                    self.slots.give(taken, slot_bytes(len(given_back)))
+                for taken, given_back in zip(offsets, lengths, strict=False):
+                    self.slots.give(taken, given_back)
                 raise AtCapacity("The room for waiting bodies is full. Try again soon.", self.retry_after())
             offsets.append(offset)
         if not self.waiting:
@@ -181,7 +182,7 @@ class Channel:
                 self.words[place] = word
             item = Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline, pixels)
             self.send(item, pending, position)
-        self.metrics.add(QUEUE_BYTES, n=sum([slot_bytes(len(body)) for body in bodies]))
+        self.metrics.add(QUEUE_BYTES, n=sum(lengths))
         if top_k != CANARY:
             self.images += len(bodies)
             self.metrics.add(QUEUE_DEPTH, n=len(bodies))
@@ -189,18 +190,18 @@ class Channel:
             self.wake(deadline)
         return pending
 
-    def admit(self, bodies: Sequence[bytes], deadline: float) -> None:
-        """Refuse at the door what there is no room or no time for."""
-        if len(bodies) > self.capacity:
-            raise TooManyImages(f"The request has {len(bodies)} images; the capacity is {self.capacity}.")
-        if sum([slot_bytes(len(body)) for body in bodies]) > self.transport.share:
+    def admit(self, lengths: Sequence[int], deadline: float) -> None:
+        """Refuse at the door what there is no room or no time for; `lengths` are of slots."""
+        if len(lengths) > self.capacity:
+            raise TooManyImages(f"The request has {len(lengths)} images; the capacity is {self.capacity}.")
+        if sum(lengths) > self.transport.share:
             raise TooLarge(f"The request's images are larger than the capacity of {self.transport.share} bytes.")
-        if self.images + len(bodies) > self.capacity:
+        if self.images + len(lengths) > self.capacity:
             raise AtCapacity(
                 f"{self.images} images are waiting; the capacity is {self.capacity}. Try again soon.",
                 self.retry_after(),
             )
-        wait, left = self.pace.wait(self.images + len(bodies)), deadline - monotonic()
+        wait, left = self.pace.wait(self.images + len(lengths)), deadline - monotonic()
         if left <= 0:
             raise DeadlineExceeded(LATE)
         if self.images and wait > left:

@@ -11,8 +11,8 @@ https://github.com/open-inference/open-inference-protocol, and Triton's extensio
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from models.manifest import Manifest
@@ -70,15 +70,13 @@ class Tensor:
     datatype: str
     shape: list[int]
     data: list[Any]
-    binary: bool
-    raw: bytes = field(default=b"")
+    raw: bytes | None = None  # the same for a binary reply
 
     def told(self) -> dict[str, Any]:
-        """As the reply's JSON has it; packs the raw bytes of a binary one."""
+        """As the reply's JSON has it."""
         document: dict[str, Any] = {"name": self.name, "datatype": self.datatype, "shape": self.shape}
-        if not self.binary:
+        if self.raw is None:
             return document | {"data": self.data}
-        self.raw = packed(self.datatype, self.data)
         return document | {"parameters": {"binary_data_size": len(self.raw)}}
 
 
@@ -150,27 +148,26 @@ class OpenInference(Endpoint):
         document = {"model_name": self.manifest.name, "model_version": self.manifest.version}
         document |= {} if asked.id is None else {"id": asked.id}
         head = json.dumps(document | {"outputs": [tensor.told() for tensor in found]}).encode()
-        if not any(tensor.binary for tensor in found):
+        raw = [tensor.raw for tensor in found if tensor.raw is not None]
+        if not raw:
             return Content(head)
-        body = b"".join([head, *(tensor.raw for tensor in found)])
+        body = b"".join([head, *raw])
         return Content(body, "application/octet-stream", f"{HEADER}: {len(head)}\r\n")
 
     def output(self, output: Output, answers: Sequence[Answer]) -> Tensor:
         """One output for all images."""
-        count, classes = len(answers), self.manifest.classes
+        classes, datatype, shape = self.manifest.classes, DATATYPES[output.name], [len(answers)]
+        data: list[Any] = [answer.predictions[0][0] for answer in answers]
         if output.best:
-            texts = [
-                f"{score:.9}:{index}:{classes[index]}"
-                for answer in answers
-                for index, score in answer.predictions[: output.best]
-            ]
-            return Tensor(output.name, "BYTES", [count, output.best], texts, output.binary)
-        if output.name == PROBABILITIES:
-            scores = [score for answer in answers for score in by_class(answer)]
-            return Tensor(output.name, DATATYPES[output.name], [count, len(classes)], scores, output.binary)
-        first = [answer.predictions[0][0] for answer in answers]
-        data = first if output.name == CLASS_INDEX else [classes[index] for index in first]
-        return Tensor(output.name, DATATYPES[output.name], [count], data, output.binary)
+            best = [pair for answer in answers for pair in answer.predictions[: output.best]]
+            data = [f"{score:.9}:{index}:{classes[index]}" for index, score in best]
+            datatype, shape = "BYTES", [len(answers), output.best]
+        elif output.name == PROBABILITIES:
+            data = [score for answer in answers for score in by_class(answer)]
+            shape = [len(answers), len(classes)]
+        elif output.name == CLASS:
+            data = [classes[index] for index in data]
+        return Tensor(output.name, datatype, shape, data, packed(datatype, data) if output.binary else None)
 
     def problem(self, error: AnyError, request_id: str) -> dict[str, object]:
         """A problem document that clients of the protocol understand as well."""
@@ -291,10 +288,9 @@ def by_class(answer: Answer) -> list[float]:
     return scores
 
 
-def packed(datatype: str, data: Iterable[Any]) -> bytes:
+def packed(datatype: str, data: Sequence[Any]) -> bytes:
     """Elements as raw bytes, little-endian."""
     if datatype == "BYTES":
-        texts = [text.encode() for text in data]
-        return b"".join([part for text in texts for part in (LENGTH.pack(len(text)), text)])
-    values = list(data)
-    return struct.pack(f"<{len(values)}{'f' if datatype == 'FP32' else 'q'}", *values)
+        encoded = [text.encode() for text in data]
+        return b"".join([part for text in encoded for part in (LENGTH.pack(len(text)), text)])
+    return struct.pack(f"<{len(data)}{'f' if datatype == 'FP32' else 'q'}", *data)

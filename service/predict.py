@@ -31,7 +31,7 @@ class Predict(Endpoint):
     def __init__(self, *shared: Any) -> None:
         """What is the same in every reply is written once."""
         super().__init__(*shared)
-        self.unknown_below = self.manifest.unknown_threshold or 0.0
+        self.unknown_below = self.manifest.unknown_below
         self.model = json.dumps({"name": self.manifest.name, "version": self.manifest.version})
         self.classes = [
             f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '

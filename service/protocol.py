@@ -227,6 +227,9 @@ class Protocol(HttpToolsProtocol):
             return  # by the answer to that
         if self.pipeline:
             self.flow.pause_reading()  # more come only once these are answered
+        # uvicorn learns of the end a moment later than the board tells it.
+        if not self.leaving and self.shared.channel().transport.phase == DRAINING:
+            self.leave()
         last = self.crowded or (self.leaving and not self.pipeline)
         if last or (cycle is self.cycle and self.parser.should_upgrade()):
             cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request

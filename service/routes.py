@@ -1,4 +1,4 @@
-"""The routes beside `/predict`: health, metrics, information and documentation."""
+"""The routes beside predictions: health, metrics, information, documentation, the page, and what `/v2` tells."""
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator

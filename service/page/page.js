@@ -172,7 +172,7 @@ function showCode(part, name) {
 
 // What an answer hung on: how far its probability falls where a part of the picture is masked (Zeiler and Fergus 2014,
 // Visualizing and Understanding Convolutional Networks, 4.2). The copies go one request after another, few at a time, so
-// that others' pictures go first.
+// that others' pictures come between them.
 
 async function explain(article, part, image) {
   const told = part(".whytold");

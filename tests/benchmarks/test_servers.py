@@ -44,16 +44,16 @@ def test_cpu_and_memory_of_a_server_are_those_of_all_its_processes() -> None:
         assert 0 < server.cpu_seconds()
 
 
-# Who comes second finds the port taken, and sleeps.
+# Who comes second finds the port taken, and waits for its end.
 FORKED = """
-import http.server, sys, time
+import http.server, signal, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.send_response(200); self.end_headers()
 try:
     http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 except OSError:
-    time.sleep(60)
+    signal.pause()
 """.strip()
 
 

@@ -4,15 +4,17 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Semaphore
 from typing import Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from service import __version__
 from tests import artifacts, running
@@ -21,7 +23,7 @@ from tests.deploy.engine import Engine
 from tests.pictures import noise
 
 HOUSE = Path(__file__).parents[2]
-# Of the 5 GB torch's CUDA libraries are 3.0 and torch is 1.2; a CPU-only image (TORCH_INDEX) has neither CUDA's.
+# Of the 5 GB torch's CUDA libraries are 3.0 and torch is 1.2; a CPU-only image (TORCH_INDEX) is without the former.
 BUDGET_BYTES = 5.2e9
 PATIENCE_S = 120
 HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
@@ -71,18 +73,12 @@ def container(engine: Engine, model: Path, *flags: str) -> Iterator[str]:
         engine.docker("rm", "--force", name)
 
 
-def wait_for(condition: Callable[[], bool], told: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, told
-        Event().wait(0.1)
-
-
-def healthy(port: int = 8000) -> bool:
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+def ready(port: int = 8000) -> None:
+    """Wait until the service behind a port says so."""
+    with requests.Session() as session:
+        patient = Retry(connect=None, total=400, status_forcelist=[503], backoff_factor=0.1, backoff_max=0.3)
+        session.mount("http://", HTTPAdapter(max_retries=patient))
+        assert session.get(f"http://127.0.0.1:{port}/health", timeout=5).ok
 
 
 def state(engine: Engine, name: str) -> dict[str, Any]:
@@ -91,8 +87,8 @@ def state(engine: Engine, name: str) -> dict[str, Any]:
     return found
 
 
-def post(body: bytes, port: int = 8000, host: str = "127.0.0.1") -> requests.Response:
-    return requests.post(f"http://{host}:{port}/predict?top_k=10", data=body, timeout=60)
+def post(body: bytes, port: int = 8000) -> requests.Response:
+    return requests.post(f"http://127.0.0.1:{port}/predict?top_k=10", data=body, timeout=60)
 
 
 def test_the_image_is_labelled_small_and_without_what_it_does_not_need(engine: Engine) -> None:
@@ -115,14 +111,17 @@ def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(e
     with running.serving(model) as service:
         here = [post(body, int(service.url.rpartition(":")[2])).json()["predictions"] for body in bodies]
     with container(engine, model) as name:
-        wait_for(healthy, engine.docker("logs", name))
+        ready()
         there = [post(body).json()["predictions"] for body in bodies]
         limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2> /dev/null; true"
         limit = engine.docker("exec", name, "sh", "-c", limits)  # of either kind of cgroups
         capabilities = engine.docker("exec", name, "sh", "-c", "grep CapEff /proc/1/status")
         written = engine.docker("exec", name, "sh", "-c", "touch /app/x /opt/x 2>&1; touch /tmp/x && echo ok")
-        wait_for(lambda: state(engine, name)["Health"]["Status"] == "healthy", str(state(engine, name)))
+        deadline = time.monotonic() + PATIENCE_S
+        while (health := state(engine, name)["Health"])["Status"] == "starting":
+            assert time.monotonic() < deadline, health
 
+    assert "healthy" == health["Status"]
     assert here == there
     assert written.count("Read-only file system") == 2
     assert written.endswith("ok")
@@ -132,7 +131,7 @@ def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(e
 
 def test_a_container_that_is_full_of_work_keeps_to_its_memory(engine: Engine, model: Path) -> None:
     with container(engine, model) as name:
-        wait_for(healthy, "not healthy")
+        ready()
         with ThreadPoolExecutor(16) as pool:
             found = Counter(reply.status_code for reply in pool.map(post, [noise(1, (2000, 1500), "JPEG")] * 200))
         told = state(engine, name)
@@ -143,46 +142,52 @@ def test_a_container_that_is_full_of_work_keeps_to_its_memory(engine: Engine, mo
 
 def test_docker_stop_loses_nothing_that_was_accepted(engine: Engine, model: Path) -> None:
     found: Counter[str] = Counter()
-    stop = Event()
+    answered = Semaphore(0)
 
     def ask(number: int, host: str) -> None:
-        """Over one connection, until the service closes it: a new one may meet nobody any more."""
-        closed = False
+        """Over one connection, until the service closes it or is no more."""
+        body = noise(number, (400, 300), "JPEG")
         with requests.Session() as session:
-            while not (closed or stop.is_set()):
+            while True:
                 try:
-                    reply = session.post(f"http://{host}:8000/predict", data=noise(number, (400, 300), "JPEG"))
-                    found[str(reply.status_code)] += 1
-                    closed = reply.headers.get("Connection") == "close"
+                    reply = session.post(f"http://{host}:8000/predict", data=body, timeout=60)
                 except requests.RequestException as error:
-                    found[f"broken: {error}"] += 1
-                    closed = True
+                    # Where no connection was made, nothing was accepted.
+                    found["unreached" if "Failed to establish a new connection" in str(error) else str(error)] += 1
+                    return
+                closed = reply.headers.get("Connection") == "close"
+                found[f"{reply.status_code}{'' if closed or reply.ok else ' kept open'}"] += 1
+                answered.release()
+                if closed:
+                    return
 
     with container(engine, model) as name:
-        wait_for(healthy, "not healthy")
+        ready()
         # Directly: docker's proxy of published ports takes connections when nobody is behind it any more.
         host = engine.docker("inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(ask, number, host) for number in range(8)]
-            wait_for(lambda: found["200"] > 100, str(found))
+            for _ in range(100):
+                assert answered.acquire(timeout=PATIENCE_S), found
             engine.docker("stop", "--time", "30", name)
-            stop.set()
-        for one in asked:
-            one.result()
+            for one in asked:
+                one.result()
         told = state(engine, name)
 
     assert 0 == told["ExitCode"]
-    assert found.keys() <= {"200", "503"}, found
+    assert found.keys() <= {"200", "503", "unreached"}, found
 
 
 def test_a_damaged_artifact_ends_the_container_with_one_line(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"no model")
     (tmp_path / "model.pt").chmod(0o644)
     with container(engine, tmp_path / "model.pt") as name:
-        wait_for(lambda: not state(engine, name)["Running"], "still running")
-        told = state(engine, name)
+        code = engine.docker("wait", name)
+        told = engine.command("sh", "-c", f"{engines.DOCKER} logs {name} 2>&1")
 
-    assert 2 == told["ExitCode"]
+    assert "2" == code
+    assert told.startswith("darkroom: ")
+    assert 1 == len(told.splitlines()), told
 
 
 def test_compose_serves_and_is_watched(engine: Engine, model: Path) -> None:
@@ -203,7 +208,7 @@ def test_compose_serves_and_is_watched(engine: Engine, model: Path) -> None:
         engine.docker("cp", str(model), f"{placed}:/artifacts/model.pt")
         engine.docker("rm", placed)
         compose("up", "--detach", "--no-build", "serve", "prometheus")
-        wait_for(lambda: healthy(8100), compose("logs"))
+        ready(8100)
         replies = [post(noise(seed), 8100) for seed in range(20)]
 
         def counted() -> float:
@@ -213,6 +218,8 @@ def test_compose_serves_and_is_watched(engine: Engine, model: Path) -> None:
 
         assert {200} == {reply.status_code for reply in replies}
         assert "test" == replies[0].json()["model"]["name"]
-        wait_for(lambda: counted() == len(replies), compose("logs", "prometheus"))
+        deadline = time.monotonic() + PATIENCE_S
+        while counted() != len(replies):
+            assert time.monotonic() < deadline, compose("logs", "prometheus")
     finally:
         compose("down", "--volumes")

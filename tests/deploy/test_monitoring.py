@@ -155,7 +155,7 @@ def test_prometheus_counts_what_the_client_sent_whatever_process_answered(watche
     watched.until('darkroom_images_rejected_total{reason="undecodable"}', watched.counted["/predict", 422])
     watched.until('darkroom_images_rejected_total{reason="unsupported_format"}', watched.counted["/predict", 415])
     watched.until("darkroom_worker_restarts_total", 1)
-    watched.until("darkroom_queue_depth + darkroom_requests_in_flight", 0)
+    watched.until("darkroom_queue_depth + darkroom_queue_bytes + darkroom_requests_in_flight", 0)
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 
 import pytest
 import requests
@@ -37,7 +37,9 @@ class Balanced:
     def drain(self) -> None:
         """Tell haproxy to send the first replica nothing new, and wait until it has nothing."""
         assert "" == self.ask("set server replicas/a state drain").strip()
-        wait_for(lambda: self.sessions() == 0)
+        deadline = time.monotonic() + PATIENCE_S
+        while self.sessions():
+            assert time.monotonic() < deadline
 
     def sessions(self) -> int:
         """How many requests the first replica has."""
@@ -55,7 +57,7 @@ class Balanced:
         """What requests on several connections get while the first replica gets a signal: statuses and failures."""
         found: Counter[str] = Counter()
         bodies = [noise(seed, (200, 150), "JPEG") + bytes(60_000) for seed in range(4)]
-        stop = Event()
+        stop, answered = Event(), Semaphore(0)
 
         def ask(number: int) -> None:
             with requests.Session() as session:
@@ -65,25 +67,23 @@ class Balanced:
                         found[str(reply.status_code)] += 1
                     except requests.RequestException as error:
                         found[type(error).__name__] += 1
+                    answered.release()
+
+        def enough() -> None:
+            for _ in range(ENOUGH):
+                assert answered.acquire(timeout=PATIENCE_S), found
 
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             for number in range(CONNECTIONS):
                 pool.submit(ask, number)
-            wait_for(lambda: found.total() > ENOUGH)
+            enough()
             if drained:
                 self.drain()
             self.replicas[0].process.send_signal(event)
             self.replicas[0].process.wait(PATIENCE_S)
-            before = found.total()
-            wait_for(lambda: found.total() > before + ENOUGH)
+            enough()
             stop.set()
         return found
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 @pytest.fixture
@@ -103,7 +103,9 @@ def balanced(tmp_path: Path) -> Iterator[Balanced]:
         )
         stack.enter_context(process)
         stack.callback(process.kill)
-        wait_for(lambda: reaches(address))
+        deadline = time.monotonic() + PATIENCE_S
+        while not reaches(address):
+            assert time.monotonic() < deadline
         yield Balanced(replicas, f"http://{address}", tmp_path / "admin")
 
 

@@ -1,6 +1,7 @@
 """Traces arrive at a collector: each request with its stages, and each batch with links to its requests."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,12 @@ from tests import running
 from tests.pictures import noise
 from tests.running import Service
 
+pytestmark = pytest.mark.slow
+
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 STAGES = ["receive", "queue", "decode", "inference"]
 PATIENCE_S = 30
+ENDED_S = 8  # two seconds in each of two processes, and some; an export tries for ten
 
 
 class Collector(ThreadingHTTPServer):
@@ -141,6 +145,21 @@ def test_what_the_client_does_not_sample_is_not_sent(traced: Service, collector:
     spans = collector.until(lambda spans: of(spans, "sampled") is not None)
 
     assert of(spans, "unsampled") is None
+    assert all(span.links for span in spans if span.name == "batch")
+
+
+def test_a_collector_that_does_not_answer_holds_up_neither_answers_nor_the_end(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": where, "OTEL_BSP_SCHEDULE_DELAY": "60000"}
+        with running.serving(model, "--tracing", **variables) as service:
+            replies = service.post_together([noise(seed) for seed in range(50)])
+            begun = time.monotonic()
+            code = service.stop()
+
+    assert {200} == {reply.status_code for reply in replies}
+    assert 0 == code
+    assert time.monotonic() - begun < ENDED_S
 
 
 def test_log_lines_have_the_trace(traced: Service) -> None:
