@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV = $(shell command -v uv || echo .venv/bin/uv)
 READY := .venv/.ready
 # Tests may write inside the checkout only: their temporary files and every library's cache go here.
-# Tests run side by side, so a thread that waits must not spin.
+# Tests run side by side, so a thread that waits must not spin; of the slow ones the longest come first, as they lie.
 TEST_ENV := env OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
 # One lock for Python 3.11 to 3.13 on every platform (fewest: one version of each package); the index is the user's.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
@@ -51,7 +51,7 @@ test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" ma
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m "not slow"
-	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m slow
+	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 
 # accuracy needs the real data; the GPU has a suite of its own: python -m benchmarks gpu.
 bench: $(READY)  ## measure the service, 35 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)

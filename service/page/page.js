@@ -11,7 +11,7 @@ const MASK = 2; // its side, in places
 const OCCLUSION_PX = 256; // longest side of the masked copies
 let key = "";
 
-// One request. Resolves to {document, timing} or rejects with a Refusal; both are told to the reader as they are.
+// One request. Resolves to {found, timing} or rejects with a Refusal; both are told to the reader as they are.
 
 class Refusal extends Error {
   constructor(message, { status = 0, retryAfter = 0 } = {}) {
