@@ -8,6 +8,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,14 @@ class Engine:
     """One engine's client."""
 
     def __init__(self, folder: Path) -> None:
-        """Everything of it lies below `folder`."""
+        """Everything of it lies below `folder`, but for sockets, whose paths must be short (107 bytes)."""
         self.folder = folder
+        self.sockets = Path(tempfile.mkdtemp(dir="/tmp"))
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        return f"unix://{self.folder}/socket"
+        return f"unix://{self.sockets}/socket"
 
     def docker(self, *arguments: str, timeout: float = 600, check: bool = True) -> str:
         """Run a command of docker's; what it says."""
@@ -54,7 +56,14 @@ class Engine:
         """The engine as a process; `apart` in a network of its own. Skips where it cannot start."""
         command = [
             *(*LEAST, "dockerd", "--data-root", str(self.folder / "data")),
-            *("--exec-root", str(self.folder / "exec"), "--pidfile", str(self.folder / "pid"), "--host", self.address),
+            *(
+                "--exec-root",
+                f"{self.sockets}/exec",
+                "--pidfile",
+                str(self.folder / "pid"),
+                "--host",
+                self.address,
+            ),
             *("--storage-driver", "overlay2", "--default-ulimit", "nofile=4096:4096"),
         ]
         if apart:
@@ -73,7 +82,7 @@ class Engine:
             self.process.terminate()
             self.process.wait(STOP_S)
             # Left behind by the engine, also when all of it has ended well.
-            subprocess.run(["umount", str(self.folder / "exec/netns/default")], capture_output=True, check=False)
+            subprocess.run(["umount", f"{self.sockets}/exec/netns/default"], capture_output=True, check=False)
 
     @contextmanager
     def inside(self) -> Iterator[None]:

@@ -50,7 +50,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         with made.running(apart=True), made.inside():
             yield made
     finally:
-        shutil.rmtree(folder / "data", ignore_errors=True)
+        for left in folder / "data", made.sockets:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
