@@ -140,7 +140,8 @@ class Server(litserve.LitServer):
         self.versions = Versions(self.transport)
         watching = Metrics(manifest.classes)
         self.supervisor = Supervisor(self.transport, watching, self.crews, self.launch)
-        self.supervisor.also = Rollout(self.transport, watching, self.crews, store).look
+        self.rollout = Rollout(self.transport, watching, self.crews, store)
+        self.supervisor.also = self.rollout.look
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.manager: Any = None
@@ -259,6 +260,7 @@ class Server(litserve.LitServer):
                 self.transport.phase = FAILED
                 raise StartError("the model worker was lost before the service could start")
             self.crews[0].prove(told[0]["plan"])
+            self.rollout.tell()
             self.transport.phase = READY
         banner(self.model, address, told[0])
 

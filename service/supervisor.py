@@ -174,7 +174,8 @@ class Supervisor:
             if berth.device in missing:
                 missing.remove(berth.device)
                 berth.serve()
-                logger.info("a worker took over", extra={"worker": berth.process.pid})
+                told = "a worker took over" if crew.proved else "a worker has loaded"
+                logger.info(told, extra={"worker": berth.process.pid})
             elif not berth.spare:
                 berth.spare = True
                 logger.info("a spare stands by", extra={"worker": berth.process.pid})

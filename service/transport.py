@@ -119,7 +119,10 @@ class Transport(Board):
     def connect(self) -> None:
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
         self.requests = [pair() for _ in range(SIDES)]
+        self.receiver = self.requests[self.side][1]  # a worker's; here where both ends are in one process
         self.orders = pair()  # from HTTP processes to the main process
+        for end in self.orders:
+            end.setblocking(False)
         self.answers = [pair() for _ in range(self.processes)]
         self.news: list[deque[bytes]] = [deque() for _ in range(self.processes)]  # not delivered yet
 
@@ -127,7 +130,7 @@ class Transport(Board):
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[self.side][1]
         senders = [sender for sender, _ in self.answers]
-        mapped = ("arena", "words", "requests", "orders", "answers", "news")
+        mapped = ("arena", "words", "requests", "receiver", "orders", "answers", "news")
         plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
@@ -138,7 +141,7 @@ class Transport(Board):
         self.fd = state["fd"].detach()
         self.map()
         self.view = memoryview(self.arena).toreadonly()
-        self.receiver: socket.socket = receiver
+        self.receiver = receiver
         self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
 
     # The worker's side
