@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__, open_inference, openapi, page
+from service import __version__, administration, open_inference, openapi, page
 from service.board import FAILED
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
@@ -28,13 +28,14 @@ from service.versions import Versions
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
 Answering = Callable[[Request], Awaitable[Response]]
-NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file"}  # settings that are nobody's outside
 
 
 def build(
     versions: Versions,
     settings: Settings,
     keys: Keys,
+    admins: Keys,
     transport: Transport,
     scraping: Scrape,
     answering: Callable[[], bool],
@@ -75,7 +76,10 @@ def build(
         told, guarding = page.page(versions.serving.manifest, settings, keyed=bool(keys))
         return HTMLResponse(told, headers=guarding)
 
-    document = openapi.document(manifest, settings, __version__, keyed=bool(keys))
+    def document() -> openapi.Json:
+        given = {"keyed": bool(keys), "operators": bool(admins)}
+        return openapi.document(versions.serving.manifest, settings, __version__, **given)
+
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,
@@ -86,13 +90,14 @@ def build(
     if settings.info:
         answers["/info"] = info
     if settings.docs:
-        answers["/openapi.json"] = lambda _: JSONResponse(document)
-        answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
+        answers["/openapi.json"] = lambda _: JSONResponse(document())
+        answers["/docs"] = lambda _: HTMLResponse(openapi.page(document()))
         answers["/"] = tried
     return [
         Route(ROUTE, answered_before, methods=["POST"]),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
         *described(versions, livez, readyz),
+        *(administration.routes(transport, admins) if admins else ()),
     ]
 
 

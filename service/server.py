@@ -32,7 +32,7 @@ import litserve
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
-from service import administration, logs, open_inference, routes
+from service import logs, open_inference, routes
 from service.board import DRAINING, FAILED, LOADING, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
@@ -154,9 +154,7 @@ class Server(litserve.LitServer):
             open_inference.paths(manifest), OpenInference(*shared)
         )
         self.scrape = routes.scrape_of(manifest.name, settings, self.transport, self.metrics)
-        table = routes.build(self.versions, settings, keys, self.transport, self.scrape, self.answering)
-        if admins:
-            table += administration.routes(self.transport, admins)
+        table = routes.build(self.versions, settings, keys, admins, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
