@@ -69,6 +69,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "--seconds": {"type": positive, "help": "how long one measurement takes"},
     "--rounds": {"type": whole, "help": "how often everything is measured, in turn"},
     "--pairs": {"type": whole, "help": "how often service and bound are measured, in turn", "dest": "rounds"},
+    "--swaps": {"type": whole, "help": "how often another version takes over", "dest": "rounds"},
     "--minutes": {
         "type": positive,
         "help": "no round begins, but for the first, that would pass them; of soak, its length",
@@ -121,6 +122,10 @@ SUITES: Mapping[str, Suite] = {
     "soak": Suite(
         "Memory, file descriptors and what is left in flight over many minutes at half of the capacity.",
         {"--minutes": 15, "--workload": ["simple_cnn"], "--flags": []},
+    ),
+    "swaps": Suite(
+        "One version after another takes over at half of the capacity: requests lost or mixed, latency, memory.",
+        {"--swaps": 200, "--workload": ["simple_cnn"], "--flags": []},
     ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",

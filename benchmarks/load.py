@@ -32,7 +32,7 @@ import uvloop
 from benchmarks.alarm import Alarm
 from benchmarks.command_line import Parser, positive, whole
 from benchmarks.errors import BenchmarkError
-from benchmarks.outcomes import REQUEST_ID, Outcome, Report, as_expected, report
+from benchmarks.outcomes import REQUEST_ID, Expected, Outcome, Report, as_expected, report
 from benchmarks.timeline import Mark
 from models.errors import ArtifactError
 
@@ -47,7 +47,7 @@ class Image:
     """A body to post, and the class index and probability that its answer must have, if they are known."""
 
     body: bytes
-    expected: tuple[int, float] | None = None
+    expected: Expected | None = None
     kind: str = "application/octet-stream"
     group: str = ""
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -130,10 +130,15 @@ def report(outcomes: Sequence[Outcome]) -> Report:
     )
 
 
-def as_expected(reply: bytes, expected: tuple[int, float]) -> bool:
+Expected = tuple[int, float] | Mapping[str, tuple[int, float]]  # class index and probability; of several, by version
+
+
+def as_expected(reply: bytes, expected: Expected) -> bool:
     """Whether a reply's first prediction has this class index and this probability."""
     try:
         told = json.loads(reply.partition(b"\r\n\r\n")[2])
+        if isinstance(expected, Mapping):
+            expected = expected[told["model"]["version"]]
         first = told["predictions"][0] if "predictions" in told else told  # LitServe's README has no list
         return bool(first["index"] == expected[0] and abs(first["probability"] - expected[1]) <= TOLERANCE)
     except (ValueError, KeyError, IndexError, TypeError):

@@ -17,6 +17,7 @@ from benchmarks import courses, load, processes, servers
 from benchmarks.contenders import DARKROOM
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Act, Course, Image
+from benchmarks.outcomes import Expected
 from benchmarks.plan import Plan, Row
 from benchmarks.servers import Contender, Server
 
@@ -44,7 +45,7 @@ class Ground:
     contender: Contender
     model: Path
     body: bytes
-    expected: tuple[int, float]
+    expected: Expected
     timeout_s: float
     rate: float = 0.0
     stack: ExitStack = field(default_factory=ExitStack)
@@ -62,7 +63,7 @@ class Ground:
     def images(self) -> list[Image]:
         return [self.image(self.body, "good", self.expected)]
 
-    def image(self, body: bytes, group: str, expected: tuple[int, float] | None = None) -> Image:
+    def image(self, body: bytes, group: str, expected: Expected | None = None) -> Image:
         """A body as this contender takes it."""
         return Image(self.contender.takes(body), expected, self.contender.kind, group)
 

@@ -74,14 +74,27 @@ def model_file(folder: Path, architecture: str) -> Path:
         raise BenchmarkError(f"unknown workload {architecture!r}: A, A100k, B, or one of {', '.join(ARCHITECTURES)}")
     path = folder / f"{architecture}.pt"
     if not path.is_file():
-        known = Architecture(name=architecture, arguments={"num_classes": len(CLASSES)})
-        artifact.save(path, seeded(architecture), name=architecture, classes=CLASSES, architecture=known)
+        save(path, architecture)
     return path
 
 
-def seeded(architecture: str) -> Classifier:
+def versions(folder: Path, architecture: str) -> list[str]:
+    """Two versions of a network, which answer differently; their names, which are their files'."""
+    for seed, name in enumerate(("one", "two")):
+        save(folder / f"{name}.pt", architecture, seed, version=name)
+    return ["one", "two"]
+
+
+def save(path: Path, architecture: str, seed: int = 0, **known: Any) -> None:
+    """An artifact of a seeded, untrained network."""
+    built = Architecture(name=architecture, arguments={"num_classes": len(CLASSES)})
+    model = seeded(architecture, seed)
+    artifact.save(path, model, name=architecture, classes=CLASSES, architecture=built, **known)
+
+
+def seeded(architecture: str, seed: int = 0) -> Classifier:
     """An untrained classifier, the same every time."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = classifier(architecture, len(CLASSES))
     last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     with torch.no_grad():

@@ -10,10 +10,13 @@ from multiprocessing import forkserver
 
 from models import manifest as manifests
 from models.errors import ArtifactError
+from service import console, store
 from service import keys as keys_module
 from service import settings as settings_module
+from service.console import ADMIN_FLAG
+from service.crew import Edition
 from service.orphans import PARENT
-from service.settings import SettingsError
+from service.settings import ADMIN_KEYS_VARIABLE, SettingsError
 from service.sockets import StartError, hold_port
 
 
@@ -22,10 +25,14 @@ def main() -> int:
     # Until `run` takes over; as process 1 a signal without a handler would be dropped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    if sys.argv[1:2] == ["models"]:
+        return console.main(sys.argv[2:])
     try:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
-        manifest = manifests.read(settings.model)
+        admins = keys_module.load(settings.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE)
+        found, path = store.find(settings.model)
+        edition = Edition(path, manifests.read(path))
         if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
             raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)
@@ -42,7 +49,7 @@ def main() -> int:
     except StartError as error:
         return refuse(error)
     try:
-        return run(settings, manifest, keys, holder)
+        return run(settings, edition, found, keys, admins, holder)
     except StartError as error:
         return refuse(error)
 

@@ -240,7 +240,7 @@ class Pipeline:
 
     def predict(self, batch: Sequence[Decoded]) -> None:
         """Predict and answer one batch; an image that the model fails on does not touch its neighbours."""
-        counted = [number for number, image in enumerate(batch) if image.item.top_k != CANARY]
+        counted = [number for number, image in enumerate(batch) if image.item.counted]
         self.metrics.add(QUEUE_DEPTH, n=-len(counted))
         started = self.busy()
         results = self.results(batch, max(1, *[image.item.top_k for image in batch]))

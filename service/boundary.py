@@ -13,7 +13,7 @@ from models.errors import ImageError
 from service.errors import AnyError, HeadersTooLarge, Internal, ServiceError, problem
 from service.journal import Journal
 from service.logs import logger
-from service.metrics import OTHER_ROUTE, V2_ROUTE
+from service.metrics import MODELS_ROUTE, OTHER_ROUTE, V2_ROUTE
 
 HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 256
@@ -35,6 +35,7 @@ class Boundary:
         headers = dict(scope["headers"])
         request_id = self.journal.request_id(headers.get(b"x-request-id", b""))
         route = label(scope["path"], self.routes)
+        scope.setdefault("state", {})["id"] = request_id
         status, code = 0, ""
 
         async def send_with_id(message: Message) -> None:
@@ -69,8 +70,9 @@ def probes(path: str) -> bool:
 
 def label(path: str, routes: Collection[str]) -> str:
     """The route that a path is counted under."""
-    if path == V2_ROUTE or path.startswith(V2_ROUTE + "/"):
-        return V2_ROUTE
+    for several in V2_ROUTE, MODELS_ROUTE:
+        if path == several or path.startswith(several + "/"):
+            return several
     return path if path in routes else OTHER_ROUTE
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from models.errors import ImageError
 from models.manifest import Manifest
+from service.board import DRAINING, FAILED, READY
 from service.boundary import headers_of, refuse_long
 from service.channel import Channel, Pending
 from service.errors import (
@@ -30,7 +31,8 @@ from service.keys import Keys
 from service.logs import logger
 from service.metrics import ANSWER_SECONDS, DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
 from service.settings import Settings
-from service.transport import DRAINING, FAILED, NO_TRACE, READY, Answer
+from service.transport import NO_TRACE, Answer
+from service.versions import Version, Versions
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -94,8 +96,8 @@ class Endpoint(ABC):
         """
 
     @abstractmethod
-    def answered(self, asked: Any, answers: Sequence[Answer], request_id: str) -> Content:
-        """The reply, from what `asked` gave and an answer for each body that is no error.
+    def answered(self, asked: Any, answers: Sequence[Answer], request_id: str, version: Version) -> Content:
+        """The reply, from what `asked` gave and an answer by `version` for each body that is no error.
 
         Raises:
             ServiceError, ImageError: that is the reply.
@@ -104,6 +106,27 @@ class Endpoint(ABC):
     def problem(self, error: AnyError, request_id: str) -> dict[str, object]:
         """The document of a request that is not answered."""
         return problem(error, request_id)
+
+
+class Endpoints:
+    """Where a request for predictions goes, by its path."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], versions: Versions) -> None:
+        """A path with the star `*` in the place of a version is every version's that is there."""
+        self.plain = {path: endpoint for path, endpoint in endpoints.items() if "*" not in path}
+        self.starred = {tuple(path.split("*")): endpoint for path, endpoint in endpoints.items() if "*" in path}
+        self.versions = versions
+        self.shared = next(iter(endpoints.values()))  # settings, journal and channel are the same for all
+
+    def find(self, path: str) -> tuple[Endpoint, Version | None] | None:
+        """The endpoint, and the version if the path names one; None where it is no path for predictions."""
+        if path in self.plain:
+            return self.plain[path], None
+        for (before, after), endpoint in self.starred.items():
+            if path.startswith(before) and path.endswith(after):
+                version = self.versions.named(path[len(before) : -len(after)])
+                return (endpoint, version) if version else None
+        return None
 
 
 Reply = Callable[[int, str, bytes], None]  # status, lines of headers, body
@@ -115,9 +138,20 @@ class Call:
     begin -> growing ... -> complete -> (the answers come) answered -> reply
     """
 
-    def __init__(self, endpoint: Endpoint, headers: Sequence[tuple[bytes, bytes]], query: bytes, reply: Reply) -> None:
-        """The request's head is there: `headers` have lower-case names, `query` is what follows the question mark."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: Sequence[tuple[bytes, bytes]],
+        query: bytes,
+        reply: Reply,
+        version: Version | None = None,
+    ) -> None:
+        """The request's head is there: `headers` have lower-case names, `query` is what follows the question mark.
+
+        `version` is the one that its path asks for.
+        """
         self.started = monotonic()
+        self.version = version
         self.endpoint, self.query, self.reply = endpoint, query, reply
         self.headers = dict(headers)
         self.all_headers = headers
@@ -203,7 +237,14 @@ class Call:
         if bodies:
             trace = self.endpoint.tracing.trace_of(self.span) if self.endpoint.tracing and self.span else NO_TRACE
             self.pending = channel.submit(
-                bodies, asked.top_k, self.deadline, self.answered, self.refuse, pixels=asked.pixels, trace=trace
+                bodies,
+                asked.top_k,
+                self.deadline,
+                self.answered,
+                self.refuse,
+                pixels=asked.pixels,
+                trace=trace,
+                version=self.version,
             )
         else:
             self.succeed([])
@@ -211,7 +252,8 @@ class Call:
     def succeed(self, answers: Sequence[Answer]) -> None:
         """Reply with what each image got."""
         answered = monotonic()
-        content = self.endpoint.answered(self.asked, answers, self.request_id)
+        version = self.pending.version if self.pending else self.version or self.endpoint.channel().versions.serving
+        content = self.endpoint.answered(self.asked, answers, self.request_id, version)
         self.send(content, answers)
         now = monotonic()
         self.endpoint.metrics.observe(STAGE_SECONDS, now - answered, "respond")

@@ -2,49 +2,51 @@
 
 import asyncio
 import base64
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count, islice
+from itertools import count
 from math import ceil, inf
 from time import monotonic
 
+from service.board import SIDES, WORD_BYTES, whole_words
+from service.comparison import compare
 from service.errors import (
     AtCapacity,
     DeadlineExceeded,
+    NotFound,
     NotReady,
     Overloaded,
     ServiceError,
     TooLarge,
     TooManyImages,
 )
-from service.metrics import QUEUE_BYTES, QUEUE_DEPTH, Metrics
+from service.metrics import QUEUE_BYTES, QUEUE_DEPTH, SHADOWED, SKIPPED, Metrics
+from service.outlet import Outlet
 from service.pace import Pace
 from service.slots import Slots
 from service.transport import (
+    ABANDONED,
     CANARY,
     CLAIMED,
     CLAIMER,
     HEADER_BYTES,
-    MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
-    MESSAGE_IMAGES,
     NO_TRACE,
     NO_UID,
-    REQUEST,
     TRACE,
     UID,
-    WORD_BYTES,
     Answer,
     Item,
     Trace,
     Transport,
-    whole_words,
 )
+from service.versions import Version, Versions
 
 NONE = Answer(NO_UID, [])
 LATE = "The request's deadline passed before it was answered."
 LOST = "The model worker was lost twice with this image; try again."
+LEFT = "The version of the model that had this image was taken away; try again."
+SHADOWS = 64  # so many images wait for the version that is compared, at most; of others it gets no copy
 LONGEST_RETRY_S = 60
 OUTAGE_S = 0.5  # of a longer silence the service time learns nothing
 TICK_S = 0.25
@@ -62,11 +64,14 @@ class Pending:
     def __init__(
         self,
         count: int,
+        version: Version,
         deadline: float,
         done: Callable[[Sequence[Answer]], None],
         failed: Callable[[ServiceError], None],
     ) -> None:
-        """`done` gets all answers in order, or `failed` the reason why not all come in time; never both."""
+        """`done` gets all answers in order, all from one version, or `failed` why not all come in time; never both."""
+        self.version = version
+        self.twin: Pending | None = None  # the same images, of the other version
         self.answers: list[Answer] = [NONE] * count
         self.uids = [NO_UID] * count
         self.missing = count
@@ -105,19 +110,20 @@ class Channel:
     lost worker had is sent again, once.
     """
 
-    def __init__(self, transport: Transport, process: int, capacity: int, metrics: Metrics) -> None:
+    def __init__(
+        self, transport: Transport, process: int, capacity: int, metrics: Metrics, versions: Versions | None = None
+    ) -> None:
         """Of the service's `capacity` (images) this process has its equal share, at least one."""
         self.transport = transport
         self.metrics = metrics
         self.process = process
         self.capacity = max(1, capacity // transport.processes)
-        start = transport.slots_start + process * transport.share
-        self.slots = Slots(start, start + transport.share)
+        start = transport.slots_start + process * transport.room
+        self.slots = Slots(start, start + transport.room)
         self.waiting: dict[int, tuple[Item, Pending, int]] = {}
         self.images = 0  # that wait; canaries are none
         self.retried: set[int] = set()
-        self.backlog: deque[Item] = deque()
-        self.flushing = False  # soon, or when the socket can take more
+        self.versions = versions or Versions(transport)
         self.uids = count(NO_UID + 1)
         self.pace = Pace()
         self.canaries: list[Pending] = []  # that are not answered yet
@@ -129,9 +135,9 @@ class Channel:
         self.earliest = inf
         self.ticking = self.loop.call_later(TICK_S, self.tick)
         self.arena, self.words = transport.arena, transport.words
-        self.sender = transport.requests[0]
+        self.outlets = [Outlet(sender) for sender, _ in transport.requests]
+        self.on_side = [0] * SIDES  # items
         self.receiver = transport.answers[process][1]
-        self.sender.setblocking(False)
         self.receiver.setblocking(False)
         self.loop.add_reader(self.receiver, self.take_answers)
 
@@ -140,8 +146,8 @@ class Channel:
         self.alarm.cancel()
         self.ticking.cancel()
         self.loop.remove_reader(self.receiver)
-        self.loop.remove_writer(self.sender)
-        self.sender.close()
+        for outlet in self.outlets:
+            outlet.close()
 
     def submit(
         self,
@@ -153,16 +159,41 @@ class Channel:
         *,
         pixels: bool = False,
         trace: Trace = NO_TRACE,
+        version: Version | None = None,
     ) -> Pending:
-        """Accept all `bodies` of a request or none; see `Pending` for what follows.
+        """Accept all `bodies` of a request or none; see `Pending` for what follows. One may ask for a `version`.
 
         Raises:
+            NotFound: that version is here no more.
             AtCapacity: too many images or bytes wait already.
             Overloaded: so many wait that it would not be answered by its deadline.
             TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
         lengths = [slot_bytes(len(body)) for body in bodies]
         self.admit(lengths, deadline)
+        version = self.enter(len(bodies), version, canary=top_k == CANARY)
+        try:
+            offsets = self.place(bodies, lengths, trace)
+        except AtCapacity:
+            self.waits(version.side, -len(bodies))
+            raise
+        if not self.waiting:
+            self.pace.idle()
+        pending = Pending(len(bodies), version, deadline, done, failed)
+        item = Item(self.process, NO_UID, 0, 0, top_k, monotonic(), deadline, pixels)
+        for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
+            self.send(item._replace(offset=offset, length=len(body)), pending, position)
+        if top_k != CANARY:
+            self.images += len(bodies)
+            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
+            if self.transport.shadows and version.side == self.transport.serving:
+                self.shadow(bodies, item, pending)
+        if deadline < self.earliest:
+            self.wake(deadline)
+        return pending
+
+    def place(self, bodies: Sequence[bytes], lengths: Sequence[int], trace: Trace = NO_TRACE) -> list[int]:
+        """Lay all bodies into slots or none; where the slots are."""
         offsets: list[int] = []
         for length in lengths:
             offset = self.slots.take(length)
@@ -171,31 +202,56 @@ class Channel:
                     self.slots.give(taken, given_back)
                 raise AtCapacity("The room for waiting bodies is full. Try again soon.", self.retry_after())
             offsets.append(offset)
-        if not self.waiting:
-            self.pace.idle()
-        pending = Pending(len(bodies), deadline, done, failed)
-        accepted = monotonic()
-        for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
+        for body, offset in zip(bodies, offsets, strict=True):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
-            for place, word in enumerate(trace, offset // WORD_BYTES + TRACE):
-                self.words[place] = word
-            item = Item(self.process, NO_UID, offset, len(body), top_k, accepted, deadline, pixels)
-            self.send(item, pending, position)
+            for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
+                self.words[at] = word
         self.metrics.add(QUEUE_BYTES, n=sum(lengths))
-        if top_k != CANARY:
-            self.images += len(bodies)
-            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
-        if deadline < self.earliest:
-            self.wake(deadline)
-        return pending
+        return offsets
+
+    def enter(self, images: int, wanted: Version | None = None, *, canary: bool = False) -> Version:
+        """The version for so many images.
+
+        The board shows them on its side before that is looked at again, so that no worker leaves whom they are sent to.
+        """
+        while True:
+            version = wanted or (self.versions.serving if canary else self.versions.choose())
+            self.waits(version.side, images)
+            if self.transport.opened(version.side) and self.versions.on(version.side) is version:
+                return version
+            self.waits(version.side, -images)
+            if wanted:
+                raise NotFound(f"This service has no version {version.manifest.version} any more.")
+
+    def waits(self, side: int, images: int) -> None:
+        """So many more items are on a side."""
+        self.on_side[side] += images
+        self.transport.waits(self.process, side, self.on_side[side])
+
+    def shadow(self, bodies: Sequence[bytes], item: Item, pending: Pending) -> None:
+        """Send copies to the version that does not answer, where there is room; its answers are compared."""
+        other = self.versions.on(1 - pending.version.side)
+        if self.on_side[other.side] + len(bodies) > SHADOWS:
+            self.metrics.add(SHADOWED, SKIPPED, n=len(bodies))
+            return
+        try:
+            offsets = self.place(bodies, [slot_bytes(len(body)) for body in bodies])
+        except AtCapacity:
+            self.metrics.add(SHADOWED, SKIPPED, n=len(bodies))
+            return
+        self.waits(other.side, len(bodies))
+        twin = Pending(len(bodies), other, item.deadline, ignore, ignore)
+        twin.twin, pending.twin = pending, twin
+        for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
+            self.send(item._replace(offset=offset, length=len(body), shadow=True), twin, position)
 
     def admit(self, lengths: Sequence[int], deadline: float) -> None:
         """Refuse at the door what there is no room or no time for; `lengths` are of slots."""
         if len(lengths) > self.capacity:
             raise TooManyImages(f"The request has {len(lengths)} images; the capacity is {self.capacity}.")
-        if sum(lengths) > self.transport.share:
-            raise TooLarge(f"The request's images are larger than the capacity of {self.transport.share} bytes.")
+        if sum(lengths) > self.transport.room:
+            raise TooLarge(f"The request's images are larger than the capacity of {self.transport.room} bytes.")
         if self.images + len(lengths) > self.capacity:
             raise AtCapacity(
                 f"{self.images} images are waiting; the capacity is {self.capacity}. Try again soon.",
@@ -221,11 +277,7 @@ class Channel:
         self.words[item.offset // WORD_BYTES + UID] = pending.uids[position] = uid
         item = item._replace(uid=uid)
         self.waiting[uid] = item, pending, position
-        self.backlog.append(item)
-        if not self.flushing:
-            # At the end of this turn of the event loop, together with what its other requests bring.
-            self.loop.call_soon(self.flush)
-            self.flushing = True
+        self.outlets[pending.version.side].send(item)
 
     def cancel(self, pending: Pending) -> None:
         """Nobody waits any more: what has not reached the model yet never will."""
@@ -273,21 +325,6 @@ class Channel:
         if left < inf:
             self.wake(left)
 
-    def flush(self) -> None:
-        """Send what the socket takes; the rest follows when it can take more."""
-        self.loop.remove_writer(self.sender)
-        self.flushing = False
-        while self.backlog:
-            count = together(self.backlog)
-            try:
-                self.sender.send(b"".join(REQUEST.pack(*self.backlog[index]) for index in range(count)))
-            except BlockingIOError:
-                self.loop.add_writer(self.sender, self.flush)
-                self.flushing = True
-                return
-            for _ in range(count):
-                self.backlog.popleft()
-
     def take_answers(self) -> None:
         """Complete the futures of every answer that has come."""
         while True:
@@ -303,7 +340,7 @@ class Channel:
                 if answer.uid == NO_UID:
                     self.take_news(answer)
                 elif answer.uid in self.waiting:
-                    served += bool(answer.predictions)
+                    served += bool(answer.predictions) and not self.waiting[answer.uid][0].shadow
                     self.free(answer.uid, answer)
             if served:
                 self.answered_at = monotonic()
@@ -316,18 +353,25 @@ class Channel:
         self.words[item.offset // WORD_BYTES + UID] = NO_UID
         self.slots.give(item.offset, slot_bytes(item.length))
         self.metrics.add(QUEUE_BYTES, n=-slot_bytes(item.length))
-        if item.top_k != CANARY:
+        self.waits(pending.version.side, -1)
+        if item.counted:
             self.images -= 1
             self.metrics.add(QUEUE_DEPTH, n=-1)
         pending.put(position, answer)
+        twin = pending.twin
+        if twin and not pending.missing and not twin.missing:
+            served, shadow = (twin, pending) if item.shadow else (pending, twin)
+            compare(self.metrics, served.answers, shadow.answers)
+            pending.twin = twin.twin = None
 
     def take_news(self, answer: Answer) -> None:
-        """A worker is lost, or all are for good."""
-        if answer.code:
+        """A worker is lost, or all of a side, or all are for good."""
+        if answer.code == ABANDONED:
+            self.leave(int(answer.detail))
+        elif answer.code:
             for uid, (_, pending, _) in list(self.waiting.items()):
                 pending.fail(NotReady(answer.detail))
                 self.free(uid, NONE)
-            self.backlog.clear()
         else:
             ((pid, _),) = answer.predictions
             for uid in list(self.waiting):
@@ -351,6 +395,23 @@ class Channel:
                 self.retried.add(pending.uids[position])
             self.retried.discard(uid)
 
+    def leave(self, side: int) -> None:
+        """Nobody works on a side any more: requests without any answer go to the version that serves."""
+        serving = self.versions.serving
+        left = [(uid, *told) for uid, told in self.waiting.items() if told[1].version.side == side]
+        whole = {pending for _, _, pending, _ in left if pending.awaited and pending.missing == len(pending.uids)}
+        for uid, item, pending, position in left:
+            if pending in whole and not item.shadow and serving.side != side:
+                del self.waiting[uid]
+                self.retried.discard(uid)
+                self.waits(side, -1)
+                self.waits(serving.side, 1)
+                pending.version = serving
+                self.send(item, pending, position)
+            else:
+                pending.fail(NotReady(LEFT))
+                self.free(uid, NONE)
+
 
 def slot_bytes(length: int) -> int:
     """What a body of this length takes of the arena."""
@@ -359,13 +420,3 @@ def slot_bytes(length: int) -> int:
 
 def ignore(_: object) -> None:
     """What comes of a canary."""
-
-
-def together(items: Sequence[Item]) -> int:
-    """How many of the first items share a message."""
-    size = 0
-    for index, item in enumerate(islice(items, MESSAGE_IMAGES)):
-        size += item.length
-        if index and size > MESSAGE_BODIES_BYTES:
-            return index
-    return min(len(items), MESSAGE_IMAGES)

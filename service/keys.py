@@ -9,8 +9,6 @@ from pathlib import Path
 from service.errors import Unauthorized
 from service.settings import KEYS_VARIABLE, SettingsError
 
-FLAG = "--api-keys-file"
-
 
 class Keys:
     """Several keys, all valid at once."""
@@ -51,8 +49,22 @@ def offered(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
         yield key.strip()
 
 
-def load(path: Path | None, environment: MutableMapping[str, str]) -> Keys:
-    """The keys of the file and of the variable, which is taken out of `environment`: workers need none.
+def load(
+    path: Path | None,
+    environment: MutableMapping[str, str],
+    flag: str = "--api-keys-file",
+    variable: str = KEYS_VARIABLE,
+) -> Keys:
+    """Those who may ask, by the keys of the flag's file and of the variable.
+
+    Raises:
+        SettingsError: there are none in one that is given, or one is malformed; one line, without the key.
+    """
+    return Keys(read(path, environment, flag, variable))
+
+
+def read(path: Path | None, environment: MutableMapping[str, str], flag: str, variable: str) -> list[str]:
+    """The keys of the flag's file and of the variable, which is taken out of `environment`: workers need none.
 
     Raises:
         SettingsError: there are none in one that is given, or one is malformed; one line, without the key.
@@ -62,13 +74,25 @@ def load(path: Path | None, environment: MutableMapping[str, str]) -> Keys:
         try:
             lines = path.read_text("latin-1").splitlines()
         except OSError as error:
-            raise SettingsError(f"{FLAG} {path}: {error.strerror}") from None
-        told = {f"{FLAG} {path}: line {number}": line.strip() for number, line in enumerate(lines, 1)}
-        keys += parsed(f"{FLAG} {path}", {at: line for at, line in told.items() if not line.startswith("#")})
-    if (variable := environment.pop(KEYS_VARIABLE, None)) is not None:
-        parts = enumerate(variable.split(","), 1)
-        keys += parsed(KEYS_VARIABLE, {f"{KEYS_VARIABLE}: key {number}": part.strip() for number, part in parts})
-    return Keys(keys)
+            raise SettingsError(f"{flag} {path}: {error.strerror}") from None
+        told = {f"{flag} {path}: line {number}": line.strip() for number, line in enumerate(lines, 1)}
+        keys += parsed(f"{flag} {path}", {at: line for at, line in told.items() if not line.startswith("#")})
+    if (value := environment.pop(variable, None)) is not None:
+        parts = enumerate(value.split(","), 1)
+        keys += parsed(variable, {f"{variable}: key {number}": part.strip() for number, part in parts})
+    return keys
+
+
+def first_key(path: Path | None, environment: MutableMapping[str, str], flag: str, variable: str) -> str:
+    """The key to ask with.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    keys = read(path, environment, flag, variable)
+    if not keys:
+        raise SettingsError(f"no key; give {flag} FILE or the variable {variable}")
+    return keys[0]
 
 
 def parsed(source: str, told: Mapping[str, str]) -> list[str]:

@@ -23,12 +23,13 @@ from service.errors import AnyError, ClientDisconnect, Refused, Rejected, Servic
 DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
 V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
+MODELS_ROUTE = "/models"  # and all below
 ROUTES = (
     *("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"),
-    *(V2_ROUTE, V2_INFER_ROUTE, OTHER_ROUTE),
+    *(V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
-    {200, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
+    {200, 202, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
 )
 REJECTIONS = tuple(leaf.code for base in (Rejected, ImageError) for leaf in leaves(base))
 REFUSALS = tuple(leaf.code for leaf in leaves(Refused))
@@ -105,6 +106,28 @@ NONFINITE = Family("darkroom_nonfinite_total", "Images that the model answered w
 UNKNOWN = Family("darkroom_unknown_total", "Images whose first prediction is below the model's unknown threshold")
 PREDICTIONS = Family("darkroom_predictions_total", "First predictions", ("class",), (), seldom=True)
 CONFIDENCE = Family("darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS)
+AGREES, DIFFERS, FAILS, SKIPPED = "agrees", "differs", "fails", "skipped"
+SHADOWED = Family(
+    "darkroom_shadow_images_total",
+    "Images also sent to the candidate version: whether its first prediction agrees, or why there is none",
+    ("outcome",),
+    each((AGREES, DIFFERS, FAILS, SKIPPED)),
+)
+SERVING, CANDIDATE = "serving", "candidate"
+SHADOW_SECONDS = Family(
+    "darkroom_shadow_duration_seconds",
+    "Queue, decoding and inference of images that both versions answered",
+    ("version",),
+    each((SERVING, CANDIDATE)),
+    STAGE_BUCKETS,
+)
+PROMOTED, FAILED = "promoted", "failed"
+SWAPS = Family(
+    "darkroom_swaps_total",
+    "Versions that took over, and those that could not be used",
+    ("outcome",),
+    each((PROMOTED, FAILED)),
+)
 MODEL_INFO = Family(
     "darkroom_model_info", "The model being served", ("name", "version", "digest", "device", "dtype"), gauge=True
 )
@@ -128,6 +151,9 @@ COUNTED = (
     WORKER_RESTARTS,
     PREDICTIONS,
     CONFIDENCE,
+    SHADOWED,
+    SHADOW_SECONDS,
+    SWAPS,
 )
 Cells = ctypes.Array[ctypes.c_double]
 

@@ -21,6 +21,7 @@ from service.errors import BY_CODE, AnyError, BadJson, BadParameter, Empty, Reje
 from service.forms import from_base64, item
 from service.metrics import V2_INFER_ROUTE, V2_ROUTE
 from service.transport import Answer
+from service.versions import Version
 
 HEADER = "inference-header-content-length"
 LENGTH = struct.Struct("<I")  # before each element of BYTES in a binary tensor
@@ -32,9 +33,9 @@ DATATYPES = {IMAGE: "BYTES", PIXELS: "UINT8", PROBABILITIES: "FP32", CLASS_INDEX
 
 
 def paths(manifest: Manifest) -> tuple[str, str]:
-    """Where the model is asked."""
+    """Where the model is asked, and where one of its versions."""
     model = f"{V2_ROUTE}/models/{manifest.name}"
-    return f"{model}/infer", f"{model}/versions/{manifest.version}/infer"
+    return f"{model}/infer", f"{model}/versions/*/infer"
 
 
 def tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -133,7 +134,7 @@ class OpenInference(Endpoint):
             return name, rows(tail if told is not None else numbers(given.get("data"), most), count, 3 * size * size)
         return name, elements(tail, count) if told is not None else texts(given.get("data"), count)
 
-    def answered(self, asked: Inference, answers: Sequence[Answer], request_id: str) -> Content:
+    def answered(self, asked: Inference, answers: Sequence[Answer], request_id: str, version: Version) -> Content:
         """Every output; the protocol knows no failure of single images, so the first is the request's."""
         coming = iter(answers)
         for number, image in enumerate(asked.bodies):
@@ -145,7 +146,7 @@ class OpenInference(Endpoint):
             if error is not None:
                 raise type(error)(f"Image {number}: {error}" if len(asked.bodies) > 1 else str(error))
         found = [self.output(output, answers) for output in asked.outputs]
-        document = {"model_name": self.manifest.name, "model_version": self.manifest.version}
+        document = {"model_name": self.manifest.name, "model_version": version.manifest.version}
         document |= {} if asked.id is None else {"id": asked.id}
         head = json.dumps(document | {"outputs": [tensor.told() for tensor in found]}).encode()
         raw = [tensor.raw for tensor in found if tensor.raw is not None]

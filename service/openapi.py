@@ -8,9 +8,10 @@ from models.errors import ImageError
 from models.manifest import Manifest
 from service.call import LONGEST_TIMEOUT_MS
 from service.errors import BY_CODE, ServiceError, leaves
-from service.metrics import V2_ROUTE
+from service.metrics import MODELS_ROUTE, V2_ROUTE
 from service.open_inference import DATATYPES, OUTPUTS
 from service.predict import DEFAULT_TOP_K
+from service.rollout import ACTIONS
 from service.settings import Settings
 
 Json = dict[str, Any]
@@ -183,8 +184,30 @@ def open_inference(manifest: Manifest, settings: Settings, keyed: bool) -> Json:
     return {V2_ROUTE + path: methods for path, methods in paths.items()}
 
 
-def document(manifest: Manifest, settings: Settings, release: str, *, keyed: bool) -> Json:
-    """The OpenAPI document of this service; `keyed` where predictions need a key."""
+def administration() -> Json:
+    """The routes under `/models`."""
+    order = struct(
+        {"version": {"type": "string"}, "share": {"type": "number"}, "promote": {"type": "boolean"}}, required=[]
+    )
+    done = struct({"id": {"type": "string"}, "action": {"enum": list(ACTIONS)}})
+    paths: Json = {
+        MODELS_ROUTE: {"get": guarded(get("The versions of the model", "application/json")["get"], keyed=True)}
+    }
+    for action in ACTIONS:
+        operation = {
+            "summary": f"Order: {action}",
+            "requestBody": {"content": content("application/json", order)},
+            "responses": {
+                "202": {"description": "Ordered", "content": content("application/json", done)},
+                **problems(400, 413, 429, 431, 500),
+            },
+        }
+        paths[f"{MODELS_ROUTE}/{action}"] = {"post": guarded(operation, keyed=True)}
+    return paths
+
+
+def document(manifest: Manifest, settings: Settings, release: str, *, keyed: bool, operators: bool = False) -> Json:
+    """The OpenAPI document of this service; `keyed` where predictions need a key, `operators` where some have keys."""
     paths: Json = {
         "/predict": {"post": guarded(predict(settings), keyed)},
         "/health": get("Ready to answer", "application/json", 503),
@@ -201,12 +224,14 @@ def document(manifest: Manifest, settings: Settings, release: str, *, keyed: boo
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
     paths |= open_inference(manifest, settings, keyed)
+    if operators:
+        paths |= administration()
     shapes = schemas(manifest) | open_inference_schemas()
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Darkroom: {manifest.name}", "version": release, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": shapes} | ({"securitySchemes": KEYS} if keyed else {}),
+        "components": {"schemas": shapes} | ({"securitySchemes": KEYS} if keyed or operators else {}),
     }
 
 

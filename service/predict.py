@@ -10,6 +10,7 @@ from service.call import Asked, Content, Endpoint, whole_number
 from service.errors import BY_CODE, AnyError, BadParameter, Rejected, problem
 from service.forms import images
 from service.transport import Answer
+from service.versions import Version
 
 ROUTE = "/predict"
 DEFAULT_TOP_K = 5
@@ -31,8 +32,6 @@ class Predict(Endpoint):
     def __init__(self, *shared: Any) -> None:
         """What is the same in every reply is written once."""
         super().__init__(*shared)
-        self.unknown_below = self.manifest.unknown_below
-        self.model = json.dumps({"name": self.manifest.name, "version": self.manifest.version})
         self.classes = [
             f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '
             for index, name in enumerate(self.manifest.classes)
@@ -48,20 +47,21 @@ class Predict(Endpoint):
         found = images(body, kind, self.settings.max_images)
         return Images(found.bodies, top_k, several=found.several)
 
-    def answered(self, asked: Images, answers: Sequence[Answer], request_id: str) -> Content:
+    def answered(self, asked: Images, answers: Sequence[Answer], request_id: str, version: Version) -> Content:
         """Predictions, or of several images the results; without any that succeeded the first error's problem."""
-        success = f'{{"request_id": "{request_id}", "model": {self.model}'
+        unknown_below = version.manifest.unknown_below
+        success = f'{{"request_id": "{request_id}", "model": {version.told}'
         if not asked.several:
             (answer,) = answers
             if answer.code:
                 raise BY_CODE[answer.code](answer.detail)
-            return Content(f"{success}, {self.predictions(answer)}}}".encode())
+            return Content(f"{success}, {self.predictions(answer, unknown_below)}}}".encode())
         replies = in_order(asked.bodies, answers)
         errors = [reply for reply in replies if not isinstance(reply, Answer)]
         for error in errors:
             self.metrics.reject(error)
         results = ", ".join(
-            f"{{{self.predictions(reply)}}}"
+            f"{{{self.predictions(reply, unknown_below)}}}"
             if isinstance(reply, Answer)
             else json.dumps({"error": problem(reply, request_id)})
             for reply in replies
@@ -71,11 +71,11 @@ class Predict(Endpoint):
         document = f'{json.dumps(problem(errors[0], request_id))[:-1]}, "results": [{results}]}}'
         return Content(document.encode(), "application/problem+json", error=errors[0])
 
-    def predictions(self, answer: Answer) -> str:
+    def predictions(self, answer: Answer, unknown_below: float) -> str:
         """Classes by name, highest first, as a member of a JSON object; the worker sends finite numbers only."""
         # Nine digits tell every float32 from the others.
         told = f'"predictions": [{", ".join([f"{self.classes[i]}{p:.9}}}" for i, p in answer.predictions])}]'
-        return f'{told}, "unknown": true' if answer.predictions[0][1] < self.unknown_below else told
+        return f'{told}, "unknown": true' if answer.predictions[0][1] < unknown_below else told
 
 
 def top_k_of(query: bytes, num_classes: int) -> int:

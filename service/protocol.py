@@ -12,7 +12,6 @@ and is set anew where it would look too late. A request that comes in one piece 
 import asyncio
 import json
 import socket
-from collections.abc import Mapping
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -20,8 +19,9 @@ from typing import Any
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.board import DRAINING
 from service.boundary import HEADER_BYTES
-from service.call import Call, Endpoint
+from service.call import Call, Endpoint, Endpoints
 from service.errors import (
     Crowded,
     DeadlineExceeded,
@@ -33,7 +33,7 @@ from service.errors import (
     problem,
 )
 from service.room import SETTLED_S, Room
-from service.transport import DRAINING
+from service.versions import Version
 
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -51,7 +51,7 @@ LATE_BODY = "The request's deadline passed before its body was complete."
 class Protocol(HttpToolsProtocol):
     """One connection. A request is a `cycle` here, as in uvicorn; pipelined ones are answered one after the other."""
 
-    def __init__(self, *args: Any, app: ASGIApp, endpoints: Mapping[str, Endpoint], room: Room, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, app: ASGIApp, endpoints: Endpoints, room: Room, **kwargs: Any) -> None:
         """POST requests go to their path's endpoint, others to `app` without the layers that FastAPI puts around it.
 
         Connections for which there is no `room` are answered once each, and get no predictions.
@@ -59,7 +59,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.app = app
         self.endpoints = endpoints
-        self.shared = next(iter(endpoints.values()))  # settings, journal and channel are the same for all
+        self.shared = endpoints.shared
         self.room = room
         self.header_timeout = self.shared.settings.header_timeout_ms / 1000
         self.body_timeout = self.shared.settings.body_timeout_ms / 1000
@@ -233,19 +233,20 @@ class Protocol(HttpToolsProtocol):
         last = self.crowded or (self.leaving and not self.pipeline)
         if last or (cycle is self.cycle and self.parser.should_upgrade()):
             cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request
-        if cycle.scope["path"] not in self.endpoints or cycle.scope["method"] != "POST":
+        found = self.endpoints.find(cycle.scope["path"]) if cycle.scope["method"] == "POST" else None
+        if not found:
             self.answering = cycle
             super()._start_asgi_task(cycle, app)
         elif self.flow.write_paused:
             self.held = cycle
         else:
-            self.begin(cycle)
+            self.begin(cycle, *found)
 
-    def begin(self, cycle: RequestResponseCycle) -> None:
+    def begin(self, cycle: RequestResponseCycle, endpoint: Endpoint, version: Version | None) -> None:
         """Let the endpoint have the request, and the body as far as it is there."""
         self.answering = cycle
-        endpoint = self.endpoints[cycle.scope["path"]]
-        self.call = call = Call(endpoint, list(cycle.scope["headers"]), cycle.scope["query_string"], self.reply)
+        headers, query = list(cycle.scope["headers"]), cycle.scope["query_string"]
+        self.call = call = Call(endpoint, headers, query, self.reply, version)
         if self.crowded:
             call.refuse(Crowded(CROWDED))
         else:
@@ -331,7 +332,7 @@ class Protocol(HttpToolsProtocol):
         self.await_client()
         cycle, self.held = self.held, None
         if cycle is not None:
-            self.begin(cycle)
+            self._start_asgi_task(cycle, self.app)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or we have closed the connection."""

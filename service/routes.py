@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.manifest import Manifest
-from service import __version__, open_inference, openapi, page
+from service import __version__, administration, open_inference, openapi, page
+from service.board import FAILED
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
@@ -22,27 +22,30 @@ from service.metrics import Metrics, Scrape
 from service.predict import ROUTE
 from service.present import Present
 from service.settings import Settings
-from service.transport import FAILED, Transport
+from service.transport import Transport
+from service.versions import Versions
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
 Answering = Callable[[Request], Awaitable[Response]]
-NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file"}  # settings that are nobody's outside
 
 
 def build(
-    manifest: Manifest,
+    versions: Versions,
     settings: Settings,
     keys: Keys,
+    admins: Keys,
     transport: Transport,
     scraping: Scrape,
     answering: Callable[[], bool],
 ) -> list[Route]:
     """The routes of an HTTP process; `answering` tells whether its images are answered."""
+    manifest = versions.serving.manifest  # of which name, classes and input size stay
 
     async def health(_: Request) -> Response:
         facts = ready(transport, answering)
-        model = {"name": manifest.name, "version": manifest.version}
+        model = {"name": manifest.name, "version": versions.serving.manifest.version}
         return JSONResponse({"status": "ready", "model": model, "device": facts["device"], "dtype": facts["dtype"]})
 
     async def readyz(_: Request) -> Response:
@@ -57,16 +60,26 @@ def build(
     def info(request: Request) -> Response:
         keys.check(dict(request.scope["headers"]))
         limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
-        facts = {"manifest": manifest.model_dump(mode="json"), "limits": limits, "version": __version__}
-        for told in transport.all_told()[:1]:
+        facts = {
+            "manifest": versions.serving.manifest.model_dump(mode="json"),
+            "limits": limits,
+            "version": __version__,
+        }
+        for told in transport.told_on(transport.serving)[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
         return JSONResponse(facts)
 
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
-    document = openapi.document(manifest, settings, __version__, keyed=bool(keys))
-    tried, guarding = page.page(manifest, settings, keyed=bool(keys))
+    def tried(_: Request) -> Response:
+        told, guarding = page.page(versions.serving.manifest, settings, keyed=bool(keys))
+        return HTMLResponse(told, headers=guarding)
+
+    def document() -> openapi.Json:
+        given = {"keyed": bool(keys), "operators": bool(admins)}
+        return openapi.document(versions.serving.manifest, settings, __version__, **given)
+
     answers: dict[str, Callable[[Request], Any]] = {
         "/health": health,
         "/readyz": readyz,
@@ -77,22 +90,23 @@ def build(
     if settings.info:
         answers["/info"] = info
     if settings.docs:
-        answers["/openapi.json"] = lambda _: JSONResponse(document)
-        answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
-        answers["/"] = lambda _: HTMLResponse(tried, headers=guarding)
-    answered = [ROUTE, *open_inference.paths(manifest)]
+        answers["/openapi.json"] = lambda _: JSONResponse(document())
+        answers["/docs"] = lambda _: HTMLResponse(openapi.page(document()))
+        answers["/"] = tried
     return [
-        *(Route(path, answered_before, methods=["POST"]) for path in answered),
+        Route(ROUTE, answered_before, methods=["POST"]),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
-        *described(manifest, livez, readyz),
+        *described(versions, livez, readyz),
+        *(administration.routes(transport, admins) if admins else ()),
     ]
 
 
-def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterator[Route]:
+def described(versions: Versions, livez: Answering, readyz: Answering) -> Iterator[Route]:
     """What the Open Inference Protocol tells of server and model; only the status of health and ready counts."""
+    manifest = versions.serving.manifest
     inputs, outputs = open_inference.tensors(manifest)
     server = {"name": "darkroom", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
-    model: dict[str, Any] = {"name": manifest.name, "versions": [manifest.version], "platform": "pytorch_torchscript"}
+    model: dict[str, Any] = {"name": manifest.name, "platform": "pytorch_torchscript"}
     model |= {"inputs": inputs, "outputs": outputs}
     # As Triton has it, which tritonclient asks for.
     config: dict[str, Any] = {
@@ -114,13 +128,17 @@ def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterat
             state = "READY"
         except ServiceError:
             state = "UNAVAILABLE"
-        return JSONResponse([{"name": manifest.name, "version": manifest.version, "state": state}])
+        return JSONResponse([{"name": manifest.name, "version": name, "state": state} for name in versions.names()])
+
+    async def told(_: Request) -> Response:
+        return JSONResponse(model | {"versions": versions.names()})
 
     def known(answer: Answering) -> Answering:
         async def answer_if_known(request: Request) -> Response:
-            asked = request.path_params
-            if asked["model"] != manifest.name or asked.get("version", manifest.version) != manifest.version:
-                raise NotFound(f"This service has the model {manifest.name}, version {manifest.version}, alone.")
+            asked, names = request.path_params, versions.names()
+            if asked["model"] != manifest.name or asked.get("version", names[0]) not in names:
+                there = f"version{'s' * (len(names) > 1)} {' and '.join(names)}"
+                raise NotFound(f"This service has the model {manifest.name}, {there}, alone.")
             return await answer(request)
 
         return answer_if_known
@@ -136,18 +154,18 @@ def described(manifest: Manifest, livez: Answering, readyz: Answering) -> Iterat
     yield Route("/v2/health/ready", readyz, methods=["GET"])
     yield Route("/v2/repository/index", index, methods=["POST"])
     for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        yield Route(at, known(telling(model)), methods=["GET"])
+        yield Route(at, known(told), methods=["GET"])
         yield Route(f"{at}/ready", known(readyz), methods=["GET"])
         yield Route(f"{at}/config", known(telling(config)), methods=["GET"])
         yield Route(f"{at}/infer", known(answered_before), methods=["POST"])
 
 
-def scrape_of(manifest: Manifest, settings: Settings, transport: Transport, metrics: Metrics) -> Scrape:
+def scrape_of(name: str, settings: Settings, transport: Transport, metrics: Metrics) -> Scrape:
     """What `/metrics` shows; made in the main process."""
 
     def models() -> Iterator[tuple[str, ...]]:
         for facts in transport.all_told():
-            yield manifest.name, manifest.version, manifest.digest, facts["device"], facts["dtype"]
+            yield name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
 
     return Scrape(metrics, transport.all_cells(), models, Present(settings, transport, os.getpid()))
 
@@ -189,7 +207,7 @@ def ready(transport: Transport, answering: Callable[[], bool]) -> dict[str, Any]
         NotReady, Draining: none will.
     """
     refuse_unready(transport.phase)
-    for facts in transport.all_told():
+    for facts in transport.told_on(transport.serving):
         if not answering():
             raise NotReady("The model worker does not answer.")
         return facts

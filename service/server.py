@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -31,11 +32,12 @@ import litserve
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
-from models.manifest import Manifest
 from service import logs, open_inference, routes
+from service.board import DRAINING, FAILED, LOADING, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
-from service.call import LONGEST_TIMEOUT_MS, Endpoint
+from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
 from service.channel import Channel
+from service.crew import Berth, Crew, Edition
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
@@ -44,11 +46,14 @@ from service.open_inference import OpenInference
 from service.orphans import end_with_parent
 from service.predict import ROUTE, Predict
 from service.protocol import Protocol
+from service.rollout import Rollout
 from service.room import Room, connections_each
 from service.settings import Settings
 from service.sockets import StartError, hold_port, listener, taken
-from service.supervisor import Berth, Supervisor
-from service.transport import DRAINING, FAILED, LOADING, MAX_CLASSES, READY, Transport
+from service.store import Store
+from service.supervisor import Supervisor
+from service.transport import MAX_CLASSES, Transport
+from service.versions import Versions
 from service.worker import Worker
 
 BACKLOG = 2048
@@ -103,28 +108,40 @@ class Shutdown:
 class Server(litserve.LitServer):
     """LitServe with our transport, sockets and watch over the processes."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socket) -> None:
+    def __init__(
+        self, settings: Settings, edition: Edition, store: Store, keys: Keys, admins: Keys, holder: socket.socket
+    ) -> None:
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
+        manifest = edition.manifest
         super().__init__(
-            Worker(settings, manifest),
+            Worker(settings),
             accelerator=accelerator,
             devices=devices,
             workers_per_device=settings.workers,
             timeout=False,
         )
-        self.settings, self.holder = settings, holder
+        self.settings, self.holder, self.model = settings, holder, edition.path
         if settings.metrics_port is not None:
             self.metrics_holder = hold_port(settings.host, settings.metrics_port, "--metrics-port")
         if len(manifest.classes) > MAX_CLASSES:
             raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
-        self.wanted = [*range(len(self.devices))] * settings.workers
-        places = len(self.wanted) + settings.spares
-        self.berths = [Berth(index, index % len(self.devices)) for index in range(places)]
+        told = manifest.model_dump_json().encode()
+        if len(told) > LONGEST_DOCUMENT:
+            raise StartError(f"the model's manifest has {len(told)} bytes; at most {LONGEST_DOCUMENT} can be served")
+        wanted = [*range(len(self.devices))] * settings.workers
+        places = len(wanted) + settings.spares
+        berths = [Berth(index, index % places % len(self.devices)) for index in range(SIDES * places)]
+        self.crews = [Crew(side, berths[side * places :][:places], wanted) for side in range(SIDES)]
+        self.crews[0].begin(edition)
         self.metrics = Metrics(manifest.classes)
         self.transport = Transport(settings.http_processes, places, settings.capacity_bytes, self.metrics.size)
+        self.transport.publish(0, told)
+        self.versions = Versions(self.transport)
         watching = Metrics(manifest.classes)
-        self.supervisor = Supervisor(self.transport, watching, self.berths, self.wanted, self.launch)
+        self.supervisor = Supervisor(self.transport, watching, self.crews, self.launch)
+        self.rollout = Rollout(self.transport, watching, self.crews, store)
+        self.supervisor.also = self.rollout.look
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.manager: Any = None
@@ -136,8 +153,8 @@ class Server(litserve.LitServer):
         self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
             open_inference.paths(manifest), OpenInference(*shared)
         )
-        self.scrape = routes.scrape_of(manifest, settings, self.transport, self.metrics)
-        table = routes.build(manifest, settings, keys, self.transport, self.scrape, self.answering)
+        self.scrape = routes.scrape_of(manifest.name, settings, self.transport, self.metrics)
+        table = routes.build(self.versions, settings, keys, admins, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
@@ -162,15 +179,18 @@ class Server(litserve.LitServer):
 
     def launch_inference_worker(self, _: Any) -> list[BaseProcess]:
         """The first workers; spares are left to the supervisor."""
-        for berth in self.berths[: len(self.wanted)]:
-            self.launch(berth)
+        crew = self.crews[0]
+        for berth in crew.berths[: len(crew.wanted)]:
+            self.launch(crew, berth)
             berth.serve()
         return []  # `launch` keeps the list itself
 
-    def launch(self, berth: Berth) -> None:
-        """Start a worker process in an empty berth."""
+    def launch(self, crew: Crew, berth: Berth) -> None:
+        """Start a worker process in an empty berth of a crew."""
         worker: Worker = self.lit_api
-        worker.berth = berth.index
+        assert crew.edition, "a crew without a version has no workers"
+        worker.edition, worker.berth, self.transport.side = crew.edition, berth.index, crew.side
+        worker.board = self.transport
         worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
         berth.started = worker.begun = monotonic()
         device = self.devices[berth.device]
@@ -191,7 +211,7 @@ class Server(litserve.LitServer):
         )
         begin(berth.process)
         worker.orders.close()
-        self.inference_workers[:] = [berth.process for berth in self.berths if berth.process]
+        self.inference_workers[:] = [berth.process for one in self.crews for berth in one.berths if berth.process]
 
     def verify_worker_status(self) -> None:
         """Wait until every worker has proved the artifact; stop at the first that cannot."""
@@ -211,7 +231,7 @@ class Server(litserve.LitServer):
         http, workers = list(processes.values()), self.inference_workers
         others = multiprocessing.active_children()
         self.supervisor.http = http
-        self.supervisor.load_seconds = monotonic() - self.berths[0].started
+        self.crews[0].load_seconds = monotonic() - self.crews[0].berths[0].started
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
@@ -237,9 +257,10 @@ class Server(litserve.LitServer):
             if not told:
                 self.transport.phase = FAILED
                 raise StartError("the model worker was lost before the service could start")
-            self.lit_api.plan = told[0]["plan"]
+            self.crews[0].prove(told[0]["plan"])
+            self.rollout.tell()
             self.transport.phase = READY
-        banner(self.settings, address, told[0])
+        banner(self.model, address, told[0])
 
     def stop(self) -> None:
         """The main process sends the workers nothing more, and the HTTP processes end side by side."""
@@ -264,7 +285,9 @@ class Server(litserve.LitServer):
         self.journal.begin()
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics)
+        self.channel = Channel(
+            self.transport, app.response_queue_id, self.settings.capacity, self.metrics, self.versions
+        )
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing
@@ -316,20 +339,20 @@ def answers(address: tuple[Any, ...]) -> bool:
     return True
 
 
-def banner(settings: Settings, address: tuple[Any, ...], facts: dict[str, Any]) -> None:
+def banner(model: Path, address: tuple[Any, ...], facts: dict[str, Any]) -> None:
     """Where the service is and a line to try it with."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{address[1]}"
-    sample = settings.model.with_name("sample.png")
+    sample = model.with_name("sample.png")
     image = sample if sample.is_file() else "photo.jpg"
     print(
-        f"Darkroom serves {settings.model} at {url} on {facts.get('device')} ({facts.get('dtype')})\n"
+        f"Darkroom serves {model} at {url} on {facts.get('device')} ({facts.get('dtype')})\n"
         f"curl -F file=@{image} {url}/predict",
         flush=True,
     )
 
 
-def run(settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socket) -> int:
+def run(settings: Settings, edition: Edition, store: Store, keys: Keys, admins: Keys, holder: socket.socket) -> int:
     """Serve on the port that `holder` holds until a signal; the process's exit code.
 
     Raises:
@@ -337,7 +360,7 @@ def run(settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socke
     """
     started = monotonic()
     logs.configure(settings.log_format)
-    server = Server(settings, manifest, keys, holder)
+    server = Server(settings, edition, store, keys, admins, holder)
     main = os.getpid()
     # Also for LitServe's manager, which nothing else would end if this process were killed.
     os.register_at_fork(after_in_child=partial(end_with_parent, main))
@@ -366,7 +389,10 @@ def run(settings: Settings, manifest: Manifest, keys: Keys, holder: socket.socke
             generate_client_file=False,
             log_level="error",
             http=partial(
-                Protocol, app=server.boundary, endpoints=server.endpoints, room=Room(connections_each(settings))
+                Protocol,
+                app=server.boundary,
+                endpoints=Endpoints(server.endpoints, server.versions),
+                room=Room(connections_each(settings)),
             ),
             proxy_headers=False,
             log_config=None,

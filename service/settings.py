@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, CliImplicitFlag, CliSettingsSource, 
 from models.formats import FORMATS, KNOWN_FORMATS, MAX_PIXELS
 
 PREFIX = "DARKROOM_"
-KEYS_VARIABLE = PREFIX + "API_KEYS"  # no flag: those are seen by all users of a machine
+# No flags: those are seen by all users of a machine.
+KEYS_VARIABLE, ADMIN_KEYS_VARIABLE = PREFIX + "API_KEYS", PREFIX + "ADMIN_KEYS"
 MIB = 1 << 20
 # Kubernetes gives every pod variables for each Service of its namespace: DARKROOM_PORT=tcp://... for a `darkroom`.
 SERVICE_LINK_ENDINGS = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR", "_TCP_PORT", "_TCP_PROTO")
@@ -24,6 +25,7 @@ HELP = f"""Serve an artifact: POST images to /predict, watch /health and /metric
 
   python -m service --model artifacts/model.pt
   curl -F file=@photo.jpg http://127.0.0.1:8000/predict
+  python -m service models --help        # another version, while it serves
 
 Every flag may be given as a variable instead: --max-batch-size 8 is {PREFIX}MAX_BATCH_SIZE=8."""
 
@@ -52,7 +54,7 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    model: Path = Field(description="the artifact to serve")
+    model: Path = Field(description="the artifact to serve, or a folder with versions of one: NAME/VERSION.pt")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")] = Field(
@@ -89,6 +91,9 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None, description=f"file of API keys, one a line; also the variable {KEYS_VARIABLE}, separated by commas"
+    )
+    admin_keys_file: Path | None = Field(
+        None, description=f"file of keys for /models, which changes versions; also the variable {ADMIN_KEYS_VARIABLE}"
     )
     metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of its own for /metrics")
     docs: CliImplicitFlag[bool] = Field(True, description="serve the page at /, /docs and /openapi.json")
@@ -141,7 +146,7 @@ def load(arguments: Sequence[str]) -> Settings:
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:
     """pydantic-settings ignores unknown variables; a misspelt limit must not be silently without effect."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {KEYS_VARIABLE}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {KEYS_VARIABLE, ADMIN_KEYS_VARIABLE}
     if unknown := sorted(name for name in environment if name.upper().startswith(PREFIX) and name not in known):
         linked = any(name.endswith(SERVICE_LINK_ENDINGS) for name in unknown)
         advice = SERVICE_LINK_ADVICE if linked else "; see python -m service --help"

@@ -1,5 +1,7 @@
 """The main process's watch over the others: a worker that is lost or hangs is replaced, all else ends the service.
 
+There may be two crews, of the version that serves and of another (`service.rollout`), which the service can do without.
+
     berth:  empty -> loading -> (spare ->) serving -> lost -> empty, after a pause that grows while nothing serves long
 
 Every worker loads and then waits for its order to serve, so that a spare is one that has no order yet.
@@ -9,13 +11,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
+from service.board import DRAINING, FAILED, LOADING, READY
+from service.crew import Berth, Crew
 from service.logs import logger
 from service.metrics import IMAGES, WORKER_RESTARTS, Metrics
-from service.transport import DRAINING, FAILED, LOADING, READY, Transport
+from service.transport import Transport
 
 TICK_S = 0.25
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
@@ -26,35 +30,8 @@ STABLE_S = 2.0  # who has served that long, has answered anything or stood by fo
 PAUSES_S = (0, 1, 2, 4, 4)
 
 
-class Berth:
-    """A place for one worker process, whose part of the board and of the metrics is `index`."""
-
-    def __init__(self, index: int, device: int) -> None:
-        """`device` is where its worker serves, as an index into the service's devices."""
-        self.index, self.device = index, device
-        self.process: BaseProcess | None = None
-        self.started = 0.0
-        self.orders: Connection | None = None
-        self.serving_since: float | None = None
-        self.spare = False
-        self.answered = 0.0  # images, by workers before this one
-
-    def serve(self) -> None:
-        """Order its worker to serve, as soon as it has loaded."""
-        assert self.orders is not None, "a berth with a process has orders for it"
-        self.orders.send_bytes(b"serve")
-        self.serving_since = monotonic()
-
-    def clear(self) -> None:
-        """Its worker is no more."""
-        if self.orders:
-            self.orders.close()
-        self.process = self.orders = self.serving_since = None
-        self.spare = False
-
-
 class Supervisor:
-    """Keeps one worker serving for each of `wanted`, the devices where one must.
+    """Keeps every crew that has a version to serve complete.
 
     Linux kills a worker with the thread that started it (see `worker.end_with_parent`), so `run` never returns.
     """
@@ -63,19 +40,15 @@ class Supervisor:
         self,
         transport: Transport,
         metrics: Metrics,
-        berths: Sequence[Berth],
-        wanted: Sequence[int],
-        launch: Callable[[Berth], None],
+        crews: Sequence[Crew],
+        launch: Callable[[Crew, Berth], None],
     ) -> None:
-        """`launch` starts a process in an empty berth."""
-        self.transport, self.metrics = transport, metrics
-        self.berths, self.wanted, self.launch = berths, wanted, launch
+        """`launch` starts a process in an empty berth of a crew."""
+        self.transport, self.metrics, self.crews, self.launch = transport, metrics, crews, launch
+        self.also: Callable[[], None] = lambda: None  # looks, too, once the service is ready
         # Without one of these the service cannot go on.
         self.manager: Sequence[BaseProcess] = ()
         self.http: Sequence[BaseProcess] = ()
-        self.failures = 0
-        self.next_start = 0.0
-        self.load_seconds = 0.0  # that the first workers took
         self.looked = self.awake_since = monotonic()
         self.looking = threading.Lock()
         self.closed = False
@@ -83,10 +56,10 @@ class Supervisor:
     def run(self) -> None:
         """Watch until nobody waits for anything any more."""
         while not self.closed:
-            processes = [berth.process for berth in self.berths if berth.process]
+            processes = [berth.process for crew in self.crews for berth in crew.berths if berth.process]
             if self.transport.phase in (LOADING, READY):
                 processes += [*self.manager, *self.http]
-            wait([process.sentinel for process in processes], TICK_S)
+            wait([self.transport.orders[1], *[process.sentinel for process in processes]], TICK_S)
             with self.looking:
                 if not self.closed:
                     self.look_safely()
@@ -100,10 +73,11 @@ class Supervisor:
     def end(self) -> None:
         """Watch no more; who does not serve is not needed, and would first load to its end."""
         self.closed = True
-        for berth in self.berths:
-            if berth.process and berth.serving_since is None:
-                berth.process.kill()
-            berth.clear()
+        for crew in self.crews:
+            for berth in crew.berths:
+                if berth.process and berth.serving_since is None:
+                    berth.process.kill()
+                berth.clear()
 
     def look_safely(self) -> None:
         """One look at everything; a bug ends the service instead of leaving it without a watch."""
@@ -126,36 +100,41 @@ class Supervisor:
                 self.give_up(f"{process.name} ended unexpectedly, exit code {process.exitcode}")
         if self.transport.phase == FAILED or all(map(ended, self.http)):
             self.end()
-        for berth in self.berths:
-            if berth.process and ended(berth.process):
-                self.lose(berth, berth.process)
-            elif berth.process and self.hangs(berth):
-                logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
-                berth.process.kill()  # the next look finds it ended
+        for crew in self.crews:
+            for berth in crew.berths:
+                if berth.process and ended(berth.process):
+                    self.lose(crew, berth, berth.process)
+                elif berth.process and self.hangs(crew, berth):
+                    logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
+                    berth.process.kill()  # the next look finds it ended
+        if not self.closed and self.transport.phase == READY:
+            self.also()
         if not self.closed and self.transport.phase in (READY, DRAINING):
-            self.replace()
+            for crew in self.crews:
+                if crew.edition:
+                    self.replace(crew)
 
-    def hangs(self, berth: Berth) -> bool:
+    def hangs(self, crew: Crew, berth: Berth) -> bool:
         """Whether its worker should have shown that it lives; one that has loaded rests until its order."""
         beat = self.transport.last_beat(berth.index)
         if berth.serving_since is None:
-            return not beat and monotonic() - max(berth.started, self.awake_since) > self.longest_load
+            return not beat and monotonic() - max(berth.started, self.awake_since) > longest_load(crew)
         return monotonic() - max(berth.serving_since, self.awake_since, beat) > HANG_S
 
-    @property
-    def longest_load(self) -> float:
-        """How long a worker may take until it has loaded, in seconds."""
-        return max(LOADING_S, LOADS * self.load_seconds)
-
-    def lose(self, berth: Berth, process: BaseProcess) -> None:
+    def lose(self, crew: Crew, berth: Berth, process: BaseProcess) -> None:
         """A worker is no more; what it had is sent again, and another starts now or after a pause."""
         process.join()
+        if crew.edition is None:  # that is what was wanted
+            self.transport.clear(berth.index)
+            berth.clear()
+            return
         now = monotonic()
         self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
         served = berth.serving_since is not None and now - berth.serving_since > STABLE_S
-        stood_by = bool(self.transport.last_beat(berth.index)) and now - berth.started > self.longest_load
+        stood_by = bool(self.transport.last_beat(berth.index)) and now - berth.started > longest_load(crew)
         started = served or stood_by or self.metrics.value(IMAGES) > berth.answered
-        self.failures = 1 if started else self.failures + 1
+        crew.failures = 1 if started else crew.failures + 1
+        reason = self.transport.refusal(berth.index) or f"a worker ended with exit code {process.exitcode}"
         logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
         self.metrics.clear_gauges()
         self.metrics.add(WORKER_RESTARTS)
@@ -163,35 +142,49 @@ class Supervisor:
         if berth.serving_since is not None:
             self.transport.lost(process.pid or 0)
         berth.clear()
-        if self.failures <= len(PAUSES_S):
-            self.next_start = now + PAUSES_S[self.failures - 1]
-        elif any(other.serving_since is not None for other in self.berths):
-            self.next_start = now + PAUSES_S[-1]
+        if not crew.proved and crew.side != self.transport.serving:
+            self.dismiss(crew, reason)
+        elif crew.failures <= len(PAUSES_S):
+            crew.next_start = now + PAUSES_S[crew.failures - 1]
+        elif crew.serving:
+            crew.next_start = now + PAUSES_S[-1]
+        elif crew.side != self.transport.serving:
+            self.dismiss(crew, reason)
         else:
             self.give_up(f"the model worker did not start {len(PAUSES_S)} times in a row")
 
-    def replace(self) -> None:
+    def dismiss(self, crew: Crew, reason: str) -> None:
+        """Do without a crew that does not serve; what it had goes to the one that does."""
+        logger.error("a version cannot be used", extra={"reason": reason})
+        crew.trouble = reason
+        self.transport.open(crew.side, to=False)
+        self.transport.divide(self.transport.serving)
+        self.transport.abandon(crew.side)
+        crew.end()
+
+    def replace(self, crew: Crew) -> None:
         """Let spares serve where a worker is missing, and fill empty berths."""
-        missing = list(self.wanted)
-        for berth in self.berths:
+        missing = list(crew.wanted)
+        for berth in crew.berths:
             if berth.serving_since is not None:
                 missing.remove(berth.device)
-        for berth in self.berths:
+        for berth in crew.berths:
             if berth.process is None or berth.serving_since is not None or not self.transport.last_beat(berth.index):
                 continue
             if berth.device in missing:
                 missing.remove(berth.device)
                 berth.serve()
-                logger.info("a worker took over", extra={"worker": berth.process.pid})
+                told = "a worker took over" if crew.proved else "a worker has loaded"
+                logger.info(told, extra={"worker": berth.process.pid})
             elif not berth.spare:
                 berth.spare = True
                 logger.info("a spare stands by", extra={"worker": berth.process.pid})
-        if monotonic() >= self.next_start and (missing or self.transport.phase == READY):
-            for berth in self.berths:
+        if monotonic() >= crew.next_start and (missing or self.transport.phase == READY):
+            for berth in crew.berths:
                 if berth.process is None:
                     self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
                     berth.answered = self.metrics.value(IMAGES)
-                    self.launch(berth)
+                    self.launch(crew, berth)
 
     def give_up(self, reason: str) -> None:
         """End the service; whoever waits is told so."""
@@ -199,6 +192,11 @@ class Supervisor:
         self.transport.phase = FAILED
         self.transport.give_up("The service is about to end; try another replica.")
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def longest_load(crew: Crew) -> float:
+    """How long a worker may take until it has loaded, in seconds."""
+    return max(LOADING_S, LOADS * crew.load_seconds)
 
 
 def ended(process: BaseProcess) -> bool:

@@ -3,23 +3,19 @@
     HTTP process                                      worker
     ------------                                      ------
     body -> slot in the arena (memfd, mapped by all)
-    descriptors -> SEQPACKET "requests" ------------> receive() -> body(), a view of the slot
+    descriptors -> SEQPACKET "requests" of a side --> receive() -> body(), a view of the slot
     futures <- SEQPACKET "answers", one a process <-- answer(), one message a batch and process
 
 A SEQPACKET message is atomic in the kernel: many may send and receive on one socket, and a killed process can hold
 nothing that the others need. Descriptors of small bodies that come together travel together.
 
-    arena:  board | cells of metrics, a part for each process | slots, a part for each HTTP process
-    slot:   uid | claimed uid | claimer | trace | body
+    slot:  uid | claimed uid | claimer | trace | body
 
-On the board processes tell the others how they are. Whoever has a part writes it alone, but for claims: a worker that
-takes an item writes the item's uid and its own process id over the body. So it is known what a lost worker had, and an
-item whose uid no longer stands in its slot was given up by the HTTP process, or sent again under another uid.
+The arena is `service.board`'s. A worker that takes an item writes the item's uid and its own process id over the body.
+So it is known what a lost worker had, and an item whose uid no longer stands in its slot was given up by the HTTP
+process, or sent again under another uid.
 """
 
-import ctypes
-import json
-import mmap
 import os
 import socket
 import struct
@@ -29,20 +25,13 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain
 from multiprocessing.reduction import DupFd
-from time import monotonic
 from typing import Any, NamedTuple
 
-# Of the board: the first entry holds the phase, then one a worker: last beat, last answer, length of facts, facts.
-ENTRY_BYTES = 2048
-TIME, LENGTH = struct.Struct("d"), struct.Struct("I")  # native, so written in one piece
-BEAT_AT, ANSWER_AT, LENGTH_AT, FACTS_AT = 0, TIME.size, 2 * TIME.size, 2 * TIME.size + LENGTH.size
-FACTS_BYTES = ENTRY_BYTES - FACTS_AT
-WORD_BYTES = 8
+from service.board import SIDES, WORD_BYTES, Board
+
 UID, CLAIMED, CLAIMER, TRACE = range(4)  # words (uint64) before a body; the last with those after it
 HEADER_BYTES = 6 * WORD_BYTES
-DOUBLE_BYTES = ctypes.sizeof(ctypes.c_double)
-LOADING, READY, DRAINING, FAILED = range(4)
-REQUEST = struct.Struct("<HQQIIdd?")
+REQUEST = struct.Struct("<HQQIIdd??")
 ANSWER = struct.Struct("<QHIfff")
 PREDICTION = struct.Struct("<If")
 # One message holds the descriptors of as many images, or of bodies that are as large together, and no worker gets
@@ -55,6 +44,7 @@ MAX_CLASSES = 16_000  # so that one image's answer for every class fits a messag
 NO_UID = 0  # of an empty slot; an answer with it tells what befell a worker
 Trace = tuple[int, int, int]  # a request's span: the halves of its trace id, its span id
 NO_TRACE: Trace = (0, 0, 0)
+ABANDONED = "abandoned"  # the code of an answer that tells so of a side
 CANARY = 0  # the `top_k` of an item that only asks whether it is answered; counted nowhere
 
 
@@ -62,7 +52,7 @@ class Item(NamedTuple):
     """One image on its way to a worker: whose it is, where its slot lies, how many predictions by when.
 
     `accepted` and `deadline` are seconds of CLOCK_MONOTONIC, which Linux shares between processes. Its body is encoded
-    or, with `pixels`, uint8 (3, S, S).
+    or, with `pixels`, uint8 (3, S, S). Nobody waits for a `shadow`, but it is compared; it is counted nowhere.
     """
 
     process: int
@@ -73,6 +63,12 @@ class Item(NamedTuple):
     accepted: float
     deadline: float
     pixels: bool = False
+    shadow: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether metrics count it."""
+        return self.top_k != CANARY and not self.shadow
 
 
 class Answer(NamedTuple):
@@ -115,38 +111,26 @@ def pairs(count: int) -> struct.Struct:
     return struct.Struct("<" + "If" * count)
 
 
-class Transport:
-    """Arena, board and sockets; made in the main process, inherited by forks, sent to spawned workers."""
+class Transport(Board):
+    """The arena and the sockets; made in the main process, inherited by forks, sent to workers."""
 
-    def __init__(self, processes: int, workers: int, capacity_bytes: int, cells: int = 0) -> None:
-        """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`.
-
-        Every HTTP process and then every worker gets so many `cells` (float64).
-        """
-        self.processes, self.workers, self.counted = processes, workers, cells
-        self.board_bytes = (1 + workers) * ENTRY_BYTES
-        self.slots_start = self.board_bytes + (processes + workers) * cells * DOUBLE_BYTES
-        self.share = whole_words(capacity_bytes // processes)
-        self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.slots_start + self.share * processes)
-        self.map()
-
-    def map(self) -> None:
-        """See the arena as bytes and as words."""
-        self.arena = mmap.mmap(self.fd, 0)
-        self.words = memoryview(self.arena).cast("Q")
+    side = 0  # whose images a worker receives; told to each before it is started
 
     def connect(self) -> None:
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
-        self.requests = pair()
+        self.requests = [pair() for _ in range(SIDES)]
+        self.receiver = self.requests[self.side][1]  # a worker's; here where both ends are in one process
+        self.orders = pair()  # from HTTP processes to the main process
+        for end in self.orders:
+            end.setblocking(False)
         self.answers = [pair() for _ in range(self.processes)]
         self.news: list[deque[bytes]] = [deque() for _ in range(self.processes)]  # not delivered yet
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
-        receiver = self.requests[1]
+        receiver = self.requests[self.side][1]
         senders = [sender for sender, _ in self.answers]
-        mapped = ("arena", "words", "requests", "answers", "news")
+        mapped = ("arena", "words", "requests", "receiver", "orders", "answers", "news")
         plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
@@ -157,14 +141,14 @@ class Transport:
         self.fd = state["fd"].detach()
         self.map()
         self.view = memoryview(self.arena).toreadonly()
-        self.requests = (None, receiver)  # type: ignore[assignment]
+        self.receiver = receiver
         self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
 
     # The worker's side
 
     def receive(self) -> list[Item]:
         """Wait for the next images, a few at most, and claim them; none when no HTTP process is left to send any."""
-        while message := self.requests[1].recv(MESSAGE_IMAGES * REQUEST.size):
+        while message := self.receiver.recv(MESSAGE_IMAGES * REQUEST.size):
             if items := [item for fields in REQUEST.iter_unpack(message) if self.claim(item := Item._make(fields))]:
                 return items
         return []
@@ -205,68 +189,7 @@ class Transport:
         if message:
             sender.send(message)
 
-    # Metrics and the board
-
-    def cells(self, index: int) -> ctypes.Array[ctypes.c_double]:
-        """One process's cells: HTTP processes come first, then workers."""
-        start = self.board_bytes + index * self.counted * DOUBLE_BYTES
-        return (ctypes.c_double * self.counted).from_buffer(self.arena, start)
-
-    def all_cells(self) -> list[ctypes.Array[ctypes.c_double]]:
-        """The cells of every process."""
-        return [self.cells(index) for index in range(self.processes + self.workers)]
-
-    @property
-    def phase(self) -> int:
-        """LOADING, READY, DRAINING or FAILED, as the main process sees the service."""
-        return self.arena[0]
-
-    @phase.setter
-    def phase(self, phase: int) -> None:
-        self.arena[0] = phase
-
-    def tell(self, worker: int, facts: dict[str, Any]) -> None:
-        """A worker is ready, and these are the facts about it; length last, so that no half text is read."""
-        text, at = json.dumps(facts).encode(), entry(worker)
-        assert len(text) <= FACTS_BYTES, "facts are a few short words"
-        self.arena[at + FACTS_AT : at + FACTS_AT + len(text)] = text
-        LENGTH.pack_into(self.arena, at + LENGTH_AT, len(text))
-
-    def told(self, worker: int) -> dict[str, Any] | None:
-        """The facts of a ready worker, else None."""
-        at = entry(worker)
-        (length,) = LENGTH.unpack_from(self.arena, at + LENGTH_AT)
-        facts: dict[str, Any] | None = (
-            json.loads(self.arena[at + FACTS_AT : at + FACTS_AT + length]) if length else None
-        )
-        return facts
-
-    def all_told(self) -> list[dict[str, Any]]:
-        """The facts of all ready workers."""
-        return [facts for worker in range(self.workers) if (facts := self.told(worker))]
-
-    def beat(self, worker: int) -> None:
-        """A worker lives."""
-        TIME.pack_into(self.arena, entry(worker) + BEAT_AT, monotonic())
-
-    def last_beat(self, worker: int) -> float:
-        """When a worker last lived, in seconds of CLOCK_MONOTONIC; zero if it never has."""
-        (beat,) = TIME.unpack_from(self.arena, entry(worker) + BEAT_AT)
-        return float(beat)
-
-    def answered(self, worker: int) -> None:
-        """A worker's model works: it has just answered somebody."""
-        TIME.pack_into(self.arena, entry(worker) + ANSWER_AT, monotonic())
-
-    def last_answered(self) -> float:
-        """When any worker last answered, in seconds of CLOCK_MONOTONIC; zero if none has."""
-        return max(float(TIME.unpack_from(self.arena, entry(worker) + ANSWER_AT)[0]) for worker in range(self.workers))
-
     # The main process's side
-
-    def clear(self, worker: int) -> None:
-        """A worker is no more."""
-        self.arena[entry(worker) : entry(worker) + FACTS_AT] = bytes(FACTS_AT)
 
     def lost(self, pid: int) -> None:
         """Tell the HTTP processes that a worker is no more."""
@@ -292,18 +215,13 @@ class Transport:
                     news.popleft()
 
     def close_requests(self) -> None:
-        """Give up the main process's sending end, so that workers end when the HTTP processes have."""
-        self.requests[0].close()
+        """Give up the main process's sending ends, so that workers end when the HTTP processes have."""
+        for sender, _ in self.requests:
+            sender.close()
 
-
-def entry(worker: int) -> int:
-    """Where a worker's part of the board starts."""
-    return (1 + worker) * ENTRY_BYTES
-
-
-def whole_words(length: int) -> int:
-    """The most bytes up to `length` that are whole words."""
-    return length // WORD_BYTES * WORD_BYTES
+    def abandon(self, side: int) -> None:
+        """Tell the HTTP processes that nobody works on a side any more."""
+        self.tell_all(Answer(NO_UID, [], ABANDONED, str(side)))
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -11,8 +11,9 @@ import litserve
 from litserve.loops.base import LitLoop
 
 from models.errors import ArtifactError, DeviceError
-from models.manifest import Manifest
 from service import logs
+from service.board import Board
+from service.crew import Edition
 from service.metrics import Metrics
 from service.orphans import end_with_parent, parent_of
 from service.settings import Settings
@@ -30,15 +31,16 @@ class Worker(litserve.LitAPI):
 
     engine: "Engine"
     # Told to each process before it is started.
+    edition: Edition  # what it serves
     berth: int  # which worker or spare it is
     begun: float  # when its process was started, in seconds of CLOCK_MONOTONIC
     orders: Connection  # a message here sends it to work
-    plan: dict[str, Any] | None = None  # the engine's of a worker before it
+    board: Board
 
-    def __init__(self, settings: Settings, manifest: Manifest) -> None:
-        """Batching is the loop's, so LitServe is told of none. `manifest` is what the file must still hold."""
+    def __init__(self, settings: Settings) -> None:
+        """Batching is the loop's, so LitServe is told of none."""
         super().__init__(api_path="/_internal/predict", loop=BatchingLoop(settings))
-        self.settings, self.manifest = settings, manifest
+        self.settings = settings
 
     def setup(self, device: str) -> None:
         """Load, prove, optimise and warm; LitServe calls the worker ready when this returns.
@@ -54,22 +56,23 @@ class Worker(litserve.LitAPI):
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
         from models import artifact, engine, optimisation
 
-        plan = engine.Plan(**self.plan) if self.plan else None
-        settings = self.settings
+        settings, edition = self.settings, self.edition
+        plan = engine.Plan(**edition.plan) if edition.plan else None
         try:
             chosen = engine.choose(settings.device, device, settings.dtype)
-            loaded = artifact.load(settings.model)
-            if loaded.manifest != self.manifest:  # the HTTP processes have its classes
+            loaded = artifact.load(edition.path)
+            if loaded.manifest != edition.manifest:  # which the HTTP processes have
                 raise ArtifactError(
-                    settings.model,
-                    f"the file that this service began with (digest {self.manifest.digest[:12]})",
-                    f"another (digest {loaded.manifest.digest[:12]}); restart the service to serve that",
+                    edition.path,
+                    f"the file that this service began with (digest {edition.manifest.digest[:12]})",
+                    f"another (digest {loaded.manifest.digest[:12]}); give another version a file of its own",
                 )
             self.engine = optimisation.prepare(
                 loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan, settings.nvjpeg
             )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)
+            self.board.refuse(self.berth, str(error))
             raise SystemExit(2) from None
 
     def predict(self, x: Any, **_: Any) -> Any:
@@ -106,7 +109,9 @@ class BatchingLoop(LitLoop):
             lit_api.orders.recv_bytes()
         except EOFError:  # the service ends, and this spare was never needed
             os._exit(0)
+        manifest = engine.artifact.manifest
         facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": pipeline.pass_seconds}
+        facts |= {"version": manifest.version, "digest": manifest.digest}
         transport.tell(berth, facts | {"load_seconds": loading, "plan": asdict(engine.plan)})
         pipeline.run(berth)
         if tracing:

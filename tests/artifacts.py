@@ -22,11 +22,11 @@ def sure(network: Classifier, factor: float = 30.0) -> Classifier:
     return network
 
 
-def save(path: Path, name: str = "simple_cnn", model: Classifier | None = None, **known: Any) -> Manifest:
-    """An artifact of a seeded, untrained `name` for ten classes, or of `model`."""
+def save(path: Path, network: str = "simple_cnn", model: Classifier | None = None, **known: Any) -> Manifest:
+    """An artifact of a seeded, untrained `network` for ten classes, or of `model`."""
     torch.manual_seed(0)
     known = {"name": "test", "classes": CLASSES} | known
-    made = model or sure(classifier(name, len(known["classes"])))
-    assert model is not None or name in ARCHITECTURES
-    architecture = Architecture(name=name, arguments={"num_classes": len(known["classes"])})
+    made = model or sure(classifier(network, len(known["classes"])))
+    assert model is not None or network in ARCHITECTURES
+    architecture = Architecture(name=network, arguments={"num_classes": len(known["classes"])})
     return artifact.save(path, made, architecture=architecture, **known)

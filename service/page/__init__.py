@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
@@ -52,6 +53,7 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, M
     }
 
 
+@cache
 def read(name: str) -> str:
     """A file beside this one."""
     return (files("service.page") / name).read_text(encoding="utf-8")

@@ -72,6 +72,13 @@ def test_soak(tmp_path: Path, models: Path) -> None:
     assert {"in flight": 0, "queue depth": 0} == end["left"]
 
 
+def test_swaps(tmp_path: Path, models: Path) -> None:
+    rows = measured("swaps", tmp_path, models, "--workload", "simple_cnn")
+
+    assert 1 == len([row for row in rows if row["scenario"] == "swap"])
+    assert {(0, 0)} == {(row["lost"], row["wrong"]) for row in rows if row["scenario"] == "part"}
+
+
 def test_faults(tmp_path: Path, models: Path) -> None:
     capacity, kill = measured("faults", tmp_path, models, "--only", "kills")
 

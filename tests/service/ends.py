@@ -5,7 +5,9 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
+from models.manifest import Architecture, Manifest
 from service.channel import Channel
 from service.metrics import Metrics
 from service.transport import (
@@ -16,6 +18,18 @@ from service.transport import (
 )
 
 ROOM = 1 << 20
+MANIFEST = Manifest(
+    name="test",
+    version="1",
+    classes=("a", "b"),
+    input_size=32,
+    crop=1.0,
+    architecture=Architecture(name="simple_cnn", arguments={}),
+    temperature=1.0,
+    digest="0" * 64,
+    torch={},
+    created=datetime(2026, 1, 1, tzinfo=UTC),
+)
 SOON_S = 10  # what is waited for at most
 Replies = asyncio.Future[Sequence[Answer]]
 
@@ -25,11 +39,12 @@ def transported(processes: int = 1, workers: int = 1, room: int = ROOM) -> Itera
     """All ends in one process; a worker's waits are bounded."""
     transport = Transport(processes, workers, room, Metrics(()).size)
     transport.connect()
-    transport.requests[1].settimeout(SOON_S)
+    transport.publish(0, MANIFEST.model_dump_json().encode())
+    transport.receiver.settimeout(SOON_S)
     try:
         yield transport
     finally:
-        for end in (*transport.requests, *itertools.chain(*transport.answers)):
+        for end in itertools.chain(*transport.requests, *transport.answers, transport.orders):
             end.close()
 
 
@@ -47,7 +62,7 @@ def opened(transport: Transport, process: int = 0, capacity: int = 10) -> Iterat
     try:
         yield channel
     finally:
-        if channel.sender.fileno() >= 0:
+        if channel.outlets[0].sender.fileno() >= 0:
             channel.close()
 
 

@@ -10,6 +10,7 @@ from time import monotonic
 
 import pytest
 
+from service.board import WORD_BYTES
 from service.channel import STALE_AFTER_S
 from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
 from service.metrics import QUEUE_DEPTH, Metrics, Scrape
@@ -18,7 +19,6 @@ from service.transport import (
     CLAIMED,
     CLAIMER,
     HEADER_BYTES,
-    WORD_BYTES,
     Answer,
     Item,
     Transport,

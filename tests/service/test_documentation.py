@@ -3,7 +3,7 @@
 import re
 
 from service.errors import BY_CODE
-from service.metrics import OTHER_ROUTE, ROUTES, V2_INFER_ROUTE, V2_ROUTE
+from service.metrics import MODELS_ROUTE, OTHER_ROUTE, ROUTES, V2_INFER_ROUTE, V2_ROUTE
 from tests.pictures import noise
 from tests.running import Service
 
@@ -14,6 +14,7 @@ METRICS = {
     "worker_restarts_total",
     *("model_info", "predictions_total", "prediction_confidence"),
     "unknown_total",
+    *("swaps_total", "shadow_images_total", "shadow_duration_seconds"),
     *("answer_duration_seconds", "queue_bytes", "capacity_bytes"),
     *("build_info", "workers_ready", "capacity_images", "load_seconds"),
 }
@@ -35,7 +36,7 @@ def test_every_route_is_a_label_of_the_metrics(service: Service) -> None:
     paths = service.get("/openapi.json").json()["paths"].keys()
     routes = {path for path in paths if not path.startswith("/v2")}  # those share labels
 
-    assert {*routes, V2_ROUTE, V2_INFER_ROUTE, OTHER_ROUTE} == set(ROUTES)
+    assert {*routes, V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE} == set(ROUTES)
     for route in routes:
         status = str(service.get(route).status_code)
         assert service.sample("darkroom_requests_total", route=route, status=status) >= 1

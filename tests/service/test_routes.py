@@ -11,11 +11,13 @@ from starlette.types import Message
 
 from models import manifest as manifests
 from service import routes
+from service.board import READY
 from service.keys import Keys
 from service.metrics import Metrics
 from service.orphans import parent_of
 from service.settings import Settings
-from service.transport import READY, Transport
+from service.transport import Transport
+from service.versions import Versions
 from tests import artifacts
 from tests.running import Service, workers_among
 
@@ -79,10 +81,11 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
     manifest = manifests.read(model)
     settings, metrics = Settings(model=model, _cli_parse_args=[]), Metrics(manifest.classes)  # type: ignore[call-arg]
     transport = Transport(1, 1, 1 << 16, metrics.size)
-    transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0})
+    transport.publish(0, manifest.model_dump_json().encode())
+    transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0, "version": "1", "digest": "0"})
     transport.phase = READY
-    scrape = routes.scrape_of(manifest, settings, transport, metrics)
-    table = routes.build(manifest, settings, Keys(), transport, scrape, lambda: True)
+    scrape = routes.scrape_of(manifest.name, settings, transport, metrics)
+    table = routes.build(Versions(transport), settings, Keys(), Keys(), transport, scrape, lambda: True)
     application = routes.application(Starlette(routes=table))
     statuses: list[int] = []
 

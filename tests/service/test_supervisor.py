@@ -1,17 +1,22 @@
 """What the watch over the processes does about them; here they do nothing but live or end."""
 
+import itertools
 import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
 
+from service.board import FAILED, READY
+from service.crew import Berth, Crew, Edition
 from service.metrics import WORKER_RESTARTS, Metrics
-from service.supervisor import HANG_S, LOADING_S, PAUSES_S, Berth, Supervisor
-from service.transport import FAILED, READY, Transport
+from service.supervisor import HANG_S, LOADING_S, PAUSES_S, Supervisor
+from service.transport import Transport
+from tests.service.ends import MANIFEST
 
 CLASSES = ("a", "b")
 SPAWN = multiprocessing.get_context("spawn")
@@ -34,7 +39,7 @@ def transport() -> Iterator[Transport]:
     made.connect()
     made.phase = READY
     yield made
-    for end in (*made.requests, *made.answers[0]):
+    for end in itertools.chain(*made.requests, *made.answers, made.orders):
         end.close()
 
 
@@ -51,7 +56,9 @@ def watching(
     transport: Transport, berths: Sequence[Berth], http: BaseProcess, launch: Callable[[Berth], None]
 ) -> Supervisor:
     """Over a service that is ready."""
-    supervisor = Supervisor(transport, Metrics(CLASSES), berths, [0], launch)
+    crew = Crew(0, berths, [0])
+    crew.begin(Edition(Path("model.pt"), MANIFEST))
+    supervisor = Supervisor(transport, Metrics(CLASSES), [crew], lambda _, berth: launch(berth))
     supervisor.http = [http]
     return supervisor
 
@@ -100,7 +107,7 @@ def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
 ) -> None:
     spare = Berth(0, 0)
     supervisor = watching(transport, [spare], living, lambda _: None)
-    supervisor.failures = 1
+    supervisor.crews[0].failures = 1
     spare.process = SPAWN.Process(target=int)
     spare.process.start()
     spare.process.join()
@@ -108,7 +115,7 @@ def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
     transport.beat(spare.index)
     supervisor.look()
 
-    assert failures == supervisor.failures
+    assert failures == supervisor.crews[0].failures
 
 
 @pytest.mark.parametrize("serving", [True, False], ids=["one serves", "none serves"])
@@ -128,7 +135,7 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
         served.process, served.serving_since = living, monotonic()
     for _ in range(2 * len(PAUSES_S) + 2):
         transport.beat(served.index)
-        supervisor.next_start = 0.0  # no need to wait
+        supervisor.crews[0].next_start = 0.0  # no need to wait
         supervisor.look()
 
     assert restarts(supervisor, other) > len(PAUSES_S)

@@ -133,7 +133,7 @@ def test_the_worker_sees_the_end_when_the_last_sender_has_closed() -> None:
 def test_more_descriptors_than_the_socket_takes_wait_and_follow() -> None:
     async def scenario() -> list[Item]:
         with connected(capacity=5000) as (transport, channel):
-            narrow(transport.requests[0])
+            narrow(transport.requests[0][0])
             submit(channel, [b"x"] * 2000)
             submit(channel, [b"x"] * 3000)
             await asyncio.sleep(0)
@@ -153,7 +153,7 @@ def narrow(end: socket.socket) -> None:
 
 def everything(transport: Transport) -> Iterator[Item]:
     """The images that the socket holds now."""
-    end = transport.requests[1]
+    end = transport.receiver
     end.setblocking(False)
     try:
         while True:
@@ -246,7 +246,7 @@ def test_a_spawned_worker_reads_bodies_where_they_lie_and_cannot_change_them() -
     async def scenario() -> list[Answer]:
         with connected(capacity=2) as (transport, channel):
             worker = pickle.loads(ForkingPickler.dumps(transport))
-            worker.requests[1].settimeout(SOON_S)
+            worker.receiver.settimeout(SOON_S)
             try:
                 request = submit(channel, [b"first", b"second!"])
                 items = await taken(worker, 2)
@@ -255,7 +255,7 @@ def test_a_spawned_worker_reads_bodies_where_they_lie_and_cannot_change_them() -
                 worker.answer(0, done(items))
                 return await soon(request)
             finally:
-                for end in (worker.requests[1], worker.answers[0][0]):
+                for end in (worker.receiver, worker.answers[0][0]):
                     end.close()
                 resource_sharer.stop()
 

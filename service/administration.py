@@ -1,0 +1,99 @@
+"""The routes by which operators change the version that serves, behind keys of their own; without these there are none.
+
+    GET /models                        versions, what is under way, how the last order ended
+    POST /models/load                  {"version": "2"}, and "promote": true to let it serve as soon as it is ready
+    POST /models/shadow | promote      {}
+    POST /models/share                 {"share": 0.1}
+    POST /models/rollback              {}
+
+An order is answered at once, 202; `last` under GET /models tells by its `id` how it ended.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from service.board import STATE
+from service.errors import AtCapacity, BadJson, BadParameter, TooLarge
+from service.keys import Keys
+from service.metrics import MODELS_ROUTE
+from service.rollout import ACTIONS, LOAD, SHARE, Order
+from service.transport import Transport
+
+LONGEST_ORDER = 4096  # bytes
+
+
+class Wish(BaseModel):
+    """What comes with an order."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: str | None = Field(None, max_length=131)
+    share: float | None = Field(None, ge=0, le=1)
+    promote: bool = False
+
+
+def routes(transport: Transport, admins: Keys) -> list[Route]:
+    """What operators may ask an HTTP process."""
+
+    def keyed(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer_if_keyed(request: Request) -> Response:
+            admins.check(dict(request.scope["headers"]))
+            return await answer(request)
+
+        return answer_if_keyed
+
+    async def state(_: Request) -> Response:
+        return Response(transport.document(STATE) or b"{}", media_type="application/json")
+
+    def ordering(action: str) -> Callable[[Request], Awaitable[Response]]:
+        async def accept(request: Request) -> Response:
+            wish = wished(action, await limited(request))
+            order = Order(request.state.id, action, wish.version, wish.share or 0.0, wish.promote)
+            try:
+                transport.orders[0].send(json.dumps(asdict(order)).encode())
+            except BlockingIOError:
+                raise AtCapacity("Many orders wait already. Try again soon.") from None
+            return JSONResponse({"id": order.id, "action": action}, 202)
+
+        return accept
+
+    return [
+        Route(MODELS_ROUTE, keyed(state), methods=["GET"]),
+        *(Route(f"{MODELS_ROUTE}/{action}", keyed(ordering(action)), methods=["POST"]) for action in ACTIONS),
+    ]
+
+
+async def limited(request: Request) -> bytes:
+    """The body, which is short."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_ORDER:
+            raise TooLarge(f"An order has at most {LONGEST_ORDER} bytes.")
+    return body
+
+
+def wished(action: str, body: bytes) -> Wish:
+    """What an order's JSON says, if that is what the action needs.
+
+    Raises:
+        BadJson, BadParameter: it is not.
+    """
+    try:
+        wish = Wish.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        kind = BadJson if first["type"] in ("json_invalid", "model_type") else BadParameter
+        where = ".".join(map(str, first["loc"])) or "The body"
+        raise kind(f"{where}: {first['msg']}.") from None
+    if action == LOAD and not wish.version:
+        raise BadParameter('Say which version: {"version": "NAME"}; GET /models tells which there are.')
+    if action == SHARE and wish.share is None:
+        raise BadParameter('Say which share of the requests, from 0 to 1: {"share": 0.1}.')
+    return wish

@@ -1,0 +1,145 @@
+"""`python -m service models`: another version of the model, while the service goes on serving."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from service.keys import first_key
+from service.settings import ADMIN_KEYS_VARIABLE, Parser, SettingsError
+
+ADMIN_FLAG = "--admin-keys-file"
+HELP = f"""Change the version that a running service serves; it needs one of the service's {ADMIN_FLAG} keys.
+
+  python -m service models list                          what is there, what serves, what stands by
+  python -m service models load 2                        NAME/2.pt beside the one that serves: proved and warmed
+  python -m service models shadow                        copies of all requests, to compare: darkroom_shadow_...
+  python -m service models share 0.1                     let it answer a tenth of the requests; 0 takes that back
+  python -m service models promote                       let it serve; no request is lost
+  python -m service models rollback                      take it away, or go back to what served before
+  python -m service models load 2 --promote              both, once it is ready"""
+LOOK_S = 0.2
+REQUEST_S = 10
+
+
+class Trouble(Exception):
+    """Why an order was not carried out; one line."""
+
+
+class Remote:
+    """The service's routes for operators."""
+
+    def __init__(self, url: str, key: str) -> None:
+        """Nothing is asked yet."""
+        self.url, self.key = url.rstrip("/"), key
+
+    def ask(self, path: str, wish: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the service answers.
+
+        Raises:
+            Trouble: it refuses, or is not there.
+        """
+        body = None if wish is None else json.dumps(wish).encode()
+        request = Request(self.url + path, body, {"X-API-Key": self.key, "Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=REQUEST_S) as reply:
+                answer: dict[str, Any] = json.load(reply)
+                return answer
+        except HTTPError as error:
+            raise Trouble(refusal(error)) from None
+        except (URLError, OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise Trouble(f"no service answers at {self.url}: {reason}") from None
+
+    def outcome(self, order: str, wait_s: float) -> dict[str, Any]:
+        """How an order ended.
+
+        Raises:
+            Trouble: it failed, or takes longer.
+        """
+        until = monotonic() + wait_s
+        while monotonic() < until:
+            state = self.ask("/models")
+            last = state.get("last") or {}
+            if last.get("id") == order:
+                if not last["done"]:
+                    raise Trouble(last["detail"])
+                return state
+            sleep(LOOK_S)
+        raise Trouble(f"not done after {wait_s:g} s; python -m service models list tells how it goes")
+
+
+def refusal(error: HTTPError) -> str:
+    """Why the service refuses."""
+    if error.code == 404:
+        return f"{error.url}: no such route; the service was started without {ADMIN_FLAG} or {ADMIN_KEYS_VARIABLE}"
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.url} answers {error.code}"
+
+
+def parser() -> Parser:
+    """The commands."""
+    made = Parser(
+        prog="python -m service models", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shared = Parser(add_help=False)
+    shared.add_argument("--url", default="http://127.0.0.1:8000", help="the service (default: %(default)s)")
+    shared.add_argument(
+        ADMIN_FLAG, type=Path, help=f"file whose first key is used; else the variable {ADMIN_KEYS_VARIABLE}"
+    )
+    shared.add_argument("--wait", type=float, default=300, help="seconds to wait for the end (default: %(default)s)")
+    actions = made.add_subparsers(dest="action", required=True, metavar="list|load|shadow|share|promote|rollback")
+    for action in ("list", "shadow", "promote", "rollback"):
+        actions.add_parser(action, parents=[shared])
+    load = actions.add_parser("load", parents=[shared])
+    load.add_argument("version", help="the name of a file, without .pt")
+    load.add_argument("--promote", action="store_true", help="let it serve as soon as it is ready")
+    share = actions.add_parser("share", parents=[shared])
+    share.add_argument("share", type=float, help="from 0 to 1")
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 1 where an order failed, 2 where it makes no sense."""
+    try:
+        given = parser().parse_args(arguments)
+        remote = Remote(given.url, first_key(given.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE))
+    except SettingsError as error:
+        print(
+            f"darkroom: {error}".replace("python -m service --help", "python -m service models --help"), file=sys.stderr
+        )
+        return 2
+    wish = {
+        name: value for name in ("version", "share", "promote") if (value := getattr(given, name, None)) is not None
+    }
+    try:
+        if given.action == "list":
+            state = remote.ask("/models")
+        else:
+            state = remote.outcome(remote.ask(f"/models/{given.action}", wish)["id"], given.wait)
+    except Trouble as error:
+        print(f"darkroom: {error}", file=sys.stderr)
+        return 1
+    print(table(state))
+    return 0
+
+
+def table(state: dict[str, Any]) -> str:
+    """The versions for people."""
+    rows = [("version", "file", "stage", "share", "shadow", "digest")]
+    for one in state.get("versions", []):
+        shadow = "yes" if one["shadow"] else "no"
+        rows.append((one["version"], one["file"], one["stage"], f"{one['share']:.4g}", shadow, one["digest"][:12]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(f"there are: {', '.join(state.get('available', [])) or 'none'}")
+    if state.get("previous"):
+        lines.append(f"before: {state['previous']}")
+    return "\n".join(lines)

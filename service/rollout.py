@@ -1,0 +1,308 @@
+"""Another version of the model: loaded beside the one that serves, proved, tried on live traffic, and put in its place.
+
+    nothing -> loading -> ready -> (shadow | share) -> promoted: it serves, and the version before it leaves
+                  └────────┴─────────────┴───────────> taken away, by order or because its workers fail
+
+Everything here happens in the main process, in the supervisor's thread. A request belongs to one version from its
+admission to its reply; workers leave once nothing is on their side of the transport, so nothing is lost or mixed.
+"""
+
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from time import time
+from typing import Any
+
+from models import manifest as manifests
+from models.errors import ArtifactError
+from models.manifest import Manifest
+from service.board import LONGEST_DOCUMENT, STATE
+from service.crew import Crew, Edition
+from service.logs import logger
+from service.metrics import FAILED, PROMOTED, SWAPS, Metrics
+from service.store import Store, differs
+from service.transport import MESSAGE_BYTES, Transport
+
+ACTIONS = LOAD, PROMOTE, SHADOW, SHARE, ROLLBACK = "load", "promote", "shadow", "share", "rollback"
+SERVES, LOADS, READY, LEAVES = "serving", "loading", "ready", "leaving"
+WATCH_LOOKS = 4  # the pointer is read at every fourth look
+
+
+class Refusal(Exception):
+    """Why an order is not carried out; one line."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an operator wants; `id` is how the outcome is found again."""
+
+    id: str
+    action: str
+    version: str | None = None
+    share: float = 0.0
+    promote: bool = False  # as soon as it is ready
+
+
+class Rollout:
+    """Which versions there are and what becomes of them; one order at a time."""
+
+    def __init__(self, transport: Transport, metrics: Metrics, crews: Sequence[Crew], store: Store) -> None:
+        """The first crew serves; `metrics` may write for workers."""
+        self.transport, self.metrics, self.crews, self.store = transport, metrics, crews, store
+        self.order: Order | None = None  # that takes time
+        self.last: dict[str, Any] | None = None
+        self.previous: Path | None = None  # what served before
+        self.checked: SimpleQueue[Edition | str] | None = None  # while a file is looked at
+        self.leaving: Crew | None = None
+        self.empty = 0  # looks at which nothing was on the leaving side
+        self.looks = 0
+        self.available: list[str] = []
+        self.carry_out = dict(
+            zip(ACTIONS, (self.load, self.promote, self.shadow, self.share, self.rollback), strict=True)
+        )
+        self.pointed = store.current()
+        self.told = b""
+
+    @property
+    def serving(self) -> Crew:
+        """The crew that answers."""
+        return self.crews[self.transport.serving]
+
+    @property
+    def candidate(self) -> Crew:
+        """The other."""
+        return self.crews[1 - self.transport.serving]
+
+    @property
+    def trying(self) -> bool:
+        """Whether there is a candidate that does not leave."""
+        return self.candidate.edition is not None and self.candidate is not self.leaving
+
+    def look(self) -> None:
+        """Carry out what is ordered, and go on with what is under way."""
+        self.looks += 1
+        for order in self.orders():
+            self.attempt(order)
+        self.let_leave()
+        self.advance()
+        if self.looks % WATCH_LOOKS == 1:
+            self.available = self.store.names()
+            self.watch()
+        self.tell()
+
+    def orders(self) -> list[Order]:
+        """What has been ordered since the last look."""
+        found: list[Order] = []
+        with suppress(BlockingIOError):
+            while message := self.transport.orders[1].recv(MESSAGE_BYTES):
+                found.append(Order(**json.loads(message)))
+        return found
+
+    def attempt(self, order: Order) -> None:
+        """Begin with an order, or say why not."""
+        try:
+            self.carry_out[order.action](order)
+        except Refusal as error:
+            self.close(order, str(error))
+
+    def load(self, order: Order) -> None:
+        """Look at a version's file, beside this thread: it may be large. The rest follows in `advance`."""
+        self.refuse_busy()
+        if self.trying:
+            raise Refusal("another version is loaded already; promote it, or take it away by rollback")
+        try:
+            path = self.store.path(order.version or "")
+        except LookupError as error:
+            raise Refusal(str(error)) from None
+        self.begin(order, path)
+
+    def begin(self, order: Order, path: Path) -> None:
+        """Look at the file of the version to come."""
+        serving = self.serving.edition
+        assert serving, "the crew that serves has a version"
+        self.order, self.checked = order, SimpleQueue()
+        told = (path, serving, self.checked)
+        threading.Thread(target=lambda: told[2].put(inspected(*told[:2])), name="artifact", daemon=True).start()
+
+    def promote(self, order: Order) -> None:
+        """Let the candidate serve."""
+        self.refuse_unready()
+        self.take_over(order)
+
+    def shadow(self, order: Order) -> None:
+        """Send the candidate copies of all requests, to compare."""
+        self.refuse_unready()
+        self.transport.divide(self.transport.serving, shadows=True)
+        self.close(order)
+
+    def share(self, order: Order) -> None:
+        """Let the candidate answer a share of the requests; 0 takes it back."""
+        self.refuse_unready()
+        self.transport.divide(self.transport.serving, order.share)
+        self.close(order)
+
+    def rollback(self, order: Order) -> None:
+        """Take the candidate away; where there is none, load what served before and let it serve."""
+        if self.order or self.trying:
+            self.order = self.checked = None
+            if self.trying:
+                self.part_with(self.candidate)
+            self.close(order)
+            return
+        if self.previous is None:
+            raise Refusal("there is no candidate, and no version has served before this one")
+        self.begin(Order(order.id, order.action, self.previous.stem, promote=True), self.previous)
+
+    def refuse_busy(self) -> None:
+        """One thing after another."""
+        if self.order:
+            raise Refusal(f"version {self.order.version} is being loaded; wait, or take it away by rollback")
+
+    def refuse_unready(self) -> None:
+        """Nothing can be done with a candidate that is not there."""
+        if not self.trying:
+            raise Refusal("there is no other version; load one first")
+        if not self.candidate.proved:
+            raise Refusal("the other version is still loading")
+
+    def advance(self) -> None:
+        """Go on with the order that takes time."""
+        order, crew = self.order, self.candidate
+        if order and self.checked and not self.checked.empty() and not self.leaving and crew.gone:
+            found, self.checked = self.checked.get(), None
+            if isinstance(found, str):
+                self.fail(order, found)
+            else:
+                self.transport.publish(crew.side, found.manifest.model_dump_json().encode())
+                crew.begin(found)
+        elif order and crew.edition and not crew.proved:
+            told = self.transport.told_on(crew.side)
+            if len(told) >= len(crew.wanted):
+                crew.prove(told[0]["plan"])
+                self.transport.open(crew.side, to=True)
+                if order.promote:
+                    self.take_over(order)
+                else:
+                    self.close(order)
+        elif crew.trouble:
+            trouble, crew.trouble = crew.trouble, ""
+            self.fail(order or Order("", "candidate"), trouble)
+
+    def take_over(self, order: Order) -> None:
+        """The candidate answers from now on; the version before finishes what it has."""
+        old, new = self.serving, self.candidate
+        assert old.edition, "the crew that serves has a version"
+        self.previous = old.edition.path
+        self.transport.divide(new.side)
+        self.count(PROMOTED)
+        self.part_with(old)
+        self.close(order)
+
+    def part_with(self, crew: Crew) -> None:
+        """Send a crew nothing more; it ends once it has nothing."""
+        self.transport.divide(self.transport.serving)
+        self.transport.open(crew.side, to=False)
+        if crew.proved:
+            self.leaving, self.empty = crew, 0
+        else:
+            crew.end()
+
+    def let_leave(self) -> None:
+        """End the crew that leaves: nothing was on its side at two looks, so whoever shows there has seen it closed."""
+        if self.leaving:
+            self.empty = 0 if self.transport.waiting(self.leaving.side) else self.empty + 1
+            if self.empty > 1 or not self.leaving.edition:
+                self.leaving.end()
+                self.leaving.trouble = ""
+                self.leaving = None
+
+    def watch(self) -> None:
+        """Follow the pointer."""
+        with suppress(OSError):
+            pointed = self.store.current()
+            if pointed and pointed != self.pointed and not self.order:
+                self.pointed = pointed
+                serving = self.serving.edition
+                if serving and serving.path.stem != pointed:
+                    if self.trying:
+                        self.part_with(self.candidate)
+                    self.attempt(Order("pointer", LOAD, pointed, promote=True))
+
+    def fail(self, order: Order, reason: str) -> None:
+        """The version before goes on."""
+        self.count(FAILED)
+        self.close(order, reason)
+
+    def close(self, order: Order, reason: str = "") -> None:
+        """An order has been carried out, or could not be."""
+        if self.order and self.order.id == order.id:
+            self.order = None
+        told = {name: value for name, value in asdict(order).items() if name in ("action", "version") and value}
+        self.last = {"id": order.id, **told, "done": not reason, "detail": reason, "at": round(time(), 3)}
+        if reason:
+            logger.error("an order failed", extra=told | {"reason": reason})
+        else:
+            logger.info("an order was carried out", extra=told)
+
+    def count(self, outcome: str) -> None:
+        """Count a version that took over or failed."""
+        berth = self.serving.berths[0].index
+        self.metrics.cells = self.transport.cells(self.transport.processes + berth)
+        self.metrics.add(SWAPS, outcome)
+
+    def tell(self) -> None:
+        """Show on the board how things are."""
+        crews = [self.serving, self.candidate]
+        state = {
+            "versions": [self.described(crew) for crew in crews if crew.edition],
+            "available": self.available,
+            "previous": self.previous.stem if self.previous else None,
+            "order": asdict(self.order) if self.order else None,
+            "last": self.last,
+        }
+        text = json.dumps(state).encode()
+        if text != self.told:
+            self.told = text
+            self.transport.publish(STATE, text)
+
+    def described(self, crew: Crew) -> dict[str, Any]:
+        """A version for people."""
+        assert crew.edition, "only these are shown"
+        manifest = crew.edition.manifest
+        stage = READY if crew.proved else LOADS
+        stage = SERVES if crew is self.serving else LEAVES if crew is self.leaving else stage
+        share = self.transport.share if crew is not self.serving else 1 - self.transport.share
+        return {
+            "version": manifest.version,
+            "file": crew.edition.path.name,
+            "digest": manifest.digest,
+            "stage": stage,
+            "share": 0.0 if stage in (LEAVES, LOADS) else round(share, 6),
+            "shadow": self.transport.shadows and stage == READY,
+        }
+
+
+def inspected(path: Path, serving: Edition) -> Edition | str:
+    """The version in a file, if it can take the place of the one that serves; else why not."""
+    try:
+        manifest = manifests.read(path)
+    except ArtifactError as error:
+        return str(error)
+    if difference := differs(serving.manifest, manifest):
+        return f"version {path.stem} cannot take over from the one that serves: {difference}; serve it by itself"
+    if len(manifest.model_dump_json()) > LONGEST_DOCUMENT // 4:  # characters may have four bytes
+        return f"the manifest of version {path.stem} is too large"
+    if (manifest.version, manifest.digest) == (serving.manifest.version, serving.manifest.digest):
+        return f"version {path.stem} is the one that serves"
+    if manifest.version == serving.manifest.version:
+        return f"version {path.stem} calls itself {manifest.version}, as the one that serves does; train with --version"
+    return Edition(path, manifest, serving.plan if alike(serving.manifest, manifest) else None)
+
+
+def alike(one: Manifest, other: Manifest) -> bool:
+    """Whether what pays for one pays for the other."""
+    return (one.architecture, one.input_size, one.crop) == (other.architecture, other.input_size, other.crop)

@@ -1,0 +1,98 @@
+"""Where the versions of a model are: files NAME/VERSION.pt, or one file alone with what lies beside it.
+
+models/
+  photos/
+    1.pt  2.pt       versions, called by their files' names
+    current          optional: the one to serve, as a symbolic link or as text; watched while the service runs
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import manifest as manifests
+from models.errors import ArtifactError
+from models.manifest import Manifest
+
+SUFFIX, POINTER = ".pt", "current"
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder with a model's versions; only what lies in it can be loaded."""
+
+    folder: Path
+
+    def names(self) -> list[str]:
+        """The versions that are there."""
+        return sorted(path.stem for path in self.folder.glob("*" + SUFFIX) if VERSION.fullmatch(path.stem))
+
+    def path(self, name: str) -> Path:
+        """The file of a version.
+
+        Raises:
+            LookupError: there is none of that name; the message says which there are.
+        """
+        name = name.removesuffix(SUFFIX)
+        if name not in self.names():
+            raise LookupError(f"no version {name[:128]}; there are: {', '.join(self.names()) or 'none'}")
+        return self.folder / (name + SUFFIX)
+
+    def current(self) -> str | None:
+        """The version that the pointer names; None without a pointer."""
+        pointer = self.folder / POINTER
+        try:
+            told = str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+        return Path(told.strip()).name.removesuffix(SUFFIX)
+
+
+def find(model: Path) -> tuple[Store, Path]:
+    """The store for `--model`, a file or a folder, and the file to begin with: the current one, else the newest.
+
+    Raises:
+        ArtifactError: there is none, or it is not clear which.
+    """
+    if not model.is_dir():
+        return Store(model.parent), model
+    folder = of_one_model(model)
+    store = Store(folder)
+    try:
+        current = store.current()
+        if current is not None:
+            return store, store.path(current)
+    except (LookupError, OSError) as error:
+        raise ArtifactError(folder / POINTER, "the name of a version", str(error)) from None
+    return store, newest([store.path(name) for name in store.names()])
+
+
+def of_one_model(folder: Path) -> Path:
+    """The folder itself if versions lie in it, else the only one in it that has some."""
+    if any(folder.glob("*" + SUFFIX)):
+        return folder
+    models = sorted({path.parent for path in folder.glob("*/*" + SUFFIX)})
+    if not models:
+        raise ArtifactError(folder, "versions of a model, NAME/VERSION.pt", "none")
+    if len(models) > 1:
+        names = ", ".join(path.name for path in models)
+        raise ArtifactError(folder, "one model", f"{len(models)} ({names}); serve one: --model {models[0]}")
+    return models[0]
+
+
+def newest(paths: list[Path]) -> Path:
+    """The artifact that was made last."""
+    return max(paths, key=lambda path: manifests.read(path).created)
+
+
+def differs(old: Manifest, new: Manifest) -> str | None:
+    """What clients would notice if `new` took the place of `old`, apart from its answers, if anything."""
+    for told, before, after in (
+        ("name", old.name, new.name),
+        ("input size", old.input_size, new.input_size),
+        ("classes", old.classes, new.classes),
+    ):
+        if before != after:
+            return f"its {told} are not the same" if told == "classes" else f"its {told} is {after}, not {before}"
+    return None

@@ -1,0 +1,85 @@
+"""Where versions are found, and which one a service begins with."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from models.errors import ArtifactError
+from service.store import Store, differs, find
+from tests import artifacts
+from tests.service.ends import MANIFEST
+
+
+def folder(path: Path, *names: str) -> Path:
+    """A folder with empty files of these names."""
+    path.mkdir(parents=True)
+    for name in names:
+        (path / name).touch()
+    return path
+
+
+def test_versions_are_called_by_their_files_names(tmp_path: Path) -> None:
+    store = Store(folder(tmp_path / "photos", "2.pt", "1.pt", "notes.txt", ".hidden.pt", "sample.png"))
+
+    assert ["1", "2"] == store.names()
+    assert store.folder / "2.pt" == store.path("2") == store.path("2.pt")
+
+
+@pytest.mark.parametrize("name", ["3", "", "../secret", "..", ".hidden", "/etc/passwd", "2\n"])
+def test_only_what_lies_in_the_folder_is_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.pt").touch()
+    store = Store(folder(tmp_path / "photos", "1.pt", "2.pt", ".hidden.pt"))
+    with pytest.raises(LookupError, match="there are: 1, 2"):
+        store.path(name)
+
+
+def test_a_file_alone_has_what_lies_beside_it_as_other_versions(tmp_path: Path) -> None:
+    one = folder(tmp_path / "photos", "1.pt", "2.pt") / "1.pt"
+
+    assert (Store(tmp_path / "photos"), one) == find(one)
+
+
+@pytest.mark.parametrize("link", [True, False], ids=["a link", "text"])
+def test_the_pointer_says_which_version_to_begin_with(tmp_path: Path, link: bool) -> None:
+    store = Store(folder(tmp_path / "models" / "photos", "1.pt", "2.pt"))
+    pointer = store.folder / "current"
+    pointer.symlink_to("1.pt") if link else pointer.write_text("1\n")
+
+    assert "1" == store.current()
+    assert (store, store.folder / "1.pt") == find(tmp_path / "models")
+
+
+def test_a_pointer_to_nothing_is_told(tmp_path: Path) -> None:
+    (folder(tmp_path / "photos", "1.pt") / "current").write_text("3")
+    with pytest.raises(ArtifactError, match="no version 3; there are: 1"):
+        find(tmp_path / "photos")
+
+
+def test_without_a_pointer_the_one_that_was_made_last_begins(tmp_path: Path) -> None:
+    artifacts.save(tmp_path / "photos" / "b.pt", version="b")
+    artifacts.save(tmp_path / "photos" / "a.pt", version="a")
+
+    assert tmp_path / "photos" / "a.pt" == find(tmp_path)[1]
+
+
+def test_a_folder_without_versions_or_with_several_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="found none"):
+        find(tmp_path)
+    for name in ("photos", "drawings"):
+        folder(tmp_path / name, "1.pt")
+    with pytest.raises(ArtifactError, match=r"2 \(drawings, photos\); serve one: --model .*drawings"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "other"}, "its name is other, not test"),
+        ({"input_size": 64}, "its input size is 64, not 32"),
+        ({"classes": ("b", "a")}, "its classes are not the same"),
+        ({"version": "2", "created": datetime.now(UTC) + timedelta(1), "temperature": 2.0}, None),
+    ],
+)
+def test_only_what_clients_rely_on_must_stay(change: dict[str, object], told: str | None) -> None:
+    assert told == differs(MANIFEST, MANIFEST.model_copy(update=change))
