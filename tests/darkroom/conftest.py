@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import artifacts, running
-from tests.darkroom.others import Other, Reply
+from tests.darkroom.others import KEY, Other, Reply
 from tests.running import Service
 
 
@@ -39,4 +39,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(model: Path) -> Iterator[Service]:
     with running.serving(model, "--max-body-bytes", "200000") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def guarded(model: Path) -> Iterator[Service]:
+    """It takes one image at a time, and only from those who have the key."""
+    with running.serving(model, "--capacity", "1", DARKROOM_API_KEYS=KEY) as started:
         yield started

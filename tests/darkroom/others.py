@@ -11,6 +11,7 @@ ANSWER = {
     "model": {"name": "other", "version": "1"},
     "predictions": [{"class": "cat", "index": 3, "probability": 0.5}],
 }
+KEY = "open-sesame"  # of the fixture `guarded`
 Reply = tuple[int, dict[str, str], object]  # status, headers, JSON
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from tests.running import announced, end, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HOUSE = Path(__file__).parents[2]
 TUTORIAL = HOUSE / "docs" / "tutorial.md"
 ADDRESS = "http://127.0.0.1:8000"  # as the tutorial names it
-NEEDS_DATA = re.compile(r"cifar10|--weights|finetuned")
+NEEDS_DATA = re.compile("--weights|finetuned")  # pretrained weights
 SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -31,7 +31,7 @@ def blocks() -> list[tuple[str, str]]:
 
 def commands(block: str) -> Iterator[tuple[str, str]]:
     """Commands of a console block, each with the output that is shown."""
-    yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    yield from re.findall(r"^\$ (.+)\n((?:(?!\$ ).*\n)*)", block.replace("\\\n", ""), re.MULTILINE)
 
 
 class Reader:
@@ -48,9 +48,6 @@ class Reader:
         program.chmod(0o755)
         path = f"{program.parent}:{os.environ['PATH']}"
         self.env = environment() | {"PATH": path, "PYTHONPATH": str(HOUSE)}
-        if data:
-            unpack = [sys.executable, str(data / "unpack_cifar10.py"), str(folder / "data")]
-            subprocess.run(unpack, check=True, stdout=subprocess.DEVNULL)
 
     def does(self, kind: str, block: str) -> None:
         """What one block says."""
