@@ -26,19 +26,22 @@ WORKDIR /build
 COPY pyproject.toml requirements.lock requirements-base.lock ./
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt && python3 -m venv /opt/uv \
     && pip install --no-cache-dir --require-hashes ${INDEX_URL:+--index-url "${INDEX_URL}"} --requirement uv.txt \
-    && printf 'torch\ntorchvision\n' > apart.txt && echo triton > compilers.txt && uv venv --python python3 /opt/darkroom
-# pyproject.toml says which packages serve; the lock, as constraints, says which version of each, and with which hashes:
+    && printf 'torch\ntorchvision\n' > apart.txt && printf 'matplotlib\ntqdm\n' > training.txt \
+    && echo triton > compilers.txt && uv venv --python python3 /opt/darkroom
+# pyproject.toml says which packages there are; the lock, as constraints, says which version of each, and with which hashes:
 # --require-hashes refuses whatever the lock does not name. torch comes apart, for it may come from another index; without
-# its compiler, which would be a sixth of the image and which serving does not use.
+# its compiler, which would be a sixth of the image and which serving does not use, nor what training alone does.
 RUN uv pip install --require-hashes ${INDEX_URL:+--default-index "${INDEX_URL}"} \
-      --requirement pyproject.toml ${EXTRAS:+--extra "${EXTRAS}"} --constraint requirements-base.lock --excludes apart.txt
+      --requirement pyproject.toml ${EXTRAS:+--extra "${EXTRAS}"} --constraint requirements-base.lock \
+      --excludes apart.txt --excludes training.txt
 RUN if [ -n "${TORCH_INDEX}" ]; then \
       grep -oE '^torch(vision)?==[^ ]+' requirements.lock > torch.txt \
       && uv pip install --compile-bytecode ${INDEX_URL:+--default-index "${INDEX_URL}"} \
            --index "${TORCH_INDEX}" --requirement torch.txt; \
     else \
       uv pip install --compile-bytecode ${INDEX_URL:+--default-index "${INDEX_URL}"} \
-        --require-hashes --requirement pyproject.toml --constraint requirements.lock --excludes compilers.txt; \
+        --require-hashes --requirement pyproject.toml --constraint requirements.lock \
+        --excludes compilers.txt --excludes training.txt; \
     fi
 
 
@@ -60,7 +63,7 @@ COPY --from=build /opt/uv/bin/uv /usr/local/bin/uv
 COPY --from=build /build /build
 RUN UV_SYSTEM_CERTS=1 uv pip install --no-cache --python /opt/darkroom/bin/python --compile-bytecode --require-hashes \
       ${INDEX_URL:+--default-index "${INDEX_URL}"} \
-      --requirement /build/pyproject.toml --extra training --constraint /build/requirements-base.lock --excludes /build/apart.txt
+      --requirement /build/pyproject.toml --constraint /build/requirements-base.lock --excludes /build/apart.txt
 # For `--compile`, on a GPU alone.
 RUN if python -c "import sys, torch; sys.exit(torch.version.cuda is None)"; then \
       sed -n '/^triton==/,/[^\\]$/p' /build/requirements.lock > /tmp/triton.txt \

@@ -1,5 +1,26 @@
-"""What is accepted unless something else is asked for; apart from `models.decode` so that it is read without torch."""
+"""Pictures as files: the formats that are accepted unless something else is asked for, and what counts as a picture.
+
+Apart from `models.decode` so that it is read without torch.
+"""
+
+from pathlib import Path
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 KNOWN_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF")
 MAX_PIXELS = 40_000_000
+# Files that are meant as pictures; those of a format that `models.decode` refuses are reported, other files ignored.
+SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .ico".split())  # noqa: SIM905
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Every visible picture below `folder`, by path."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not any(map(hidden, path.relative_to(folder).parts))
+    )
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is a program's own, like .ipynb_checkpoints, __MACOSX or @eaDir."""
+    return name.startswith((".", "__", "@eaDir"))

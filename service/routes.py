@@ -28,7 +28,8 @@ from service.versions import Versions
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
 Answering = Callable[[Request], Awaitable[Response]]
-NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file"}  # settings that are nobody's outside
+# Settings that are nobody's outside.
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file"}
 
 
 def build(

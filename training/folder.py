@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
+from models.formats import SUFFIXES, hidden, pictures_in
 from training.data import Images, Source
 from training.errors import TrainingError
 from training.findings import Finding
 
-# Files that are meant as pictures; those of a format that `models.decode` refuses are reported, other files ignored.
-SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .ico".split())  # noqa: SIM905
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(heic|heix|mif1|avif)", re.DOTALL
 )
@@ -135,20 +134,6 @@ def folders_in(folder: Path) -> list[Path]:
     """The visible folders in `folder`, by name; none where it is no folder."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(entry for entry in entries if entry.is_dir() and not hidden(entry.name))
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Every visible picture below `folder`, by path."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(map(hidden, path.relative_to(folder).parts))
-    )
-
-
-def hidden(name: str) -> bool:
-    """Whether a name is a program's own, like .ipynb_checkpoints, __MACOSX or @eaDir."""
-    return name.startswith((".", "__", "@eaDir"))
 
 
 def gathered(kinds: Mapping[str, Sequence[Path]]) -> Images:

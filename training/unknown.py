@@ -15,10 +15,10 @@ from torch.nn import functional
 from models.classifier import Classifier
 from models.decode import decode
 from models.errors import ImageError
+from models.formats import pictures_in
 from models.manifest import Strangers, Unknown
 from training import shapes10
 from training.errors import TrainingError
-from training.folder import pictures_in
 from training.pixels import InMemory
 from training.terminal import say
 

@@ -4,7 +4,12 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[2]
-FORBIDDEN = {"models": {"training", "service"}, "training": {"service"}, "service": {"training"}}
+FORBIDDEN = {
+    "models": {"training", "service", "darkroom"},
+    "training": {"service", "darkroom"},
+    "service": {"training", "darkroom"},
+    "darkroom": {"training", "torch"},
+}
 JIT = {"models/artifact.py", "models/optimisation.py"}
 
 

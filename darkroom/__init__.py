@@ -1,0 +1,1 @@
+"""Darkroom from outside: the command line, and a client for its service. Imports neither torch nor training."""
