@@ -64,7 +64,8 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
         prepared = prepare(source, classifier.input_size, classifier.crop, order.workers, run, order.skip_bad)
         prepared = prepared.on(where)
         # Before the first epoch: a folder without pictures should not cost a training.
-        strange = strangers(classifier, source.name, order.unlike) if ranks.first else {}
+        validated = len(prepared.splits["val"].labels) if "val" in prepared.splits else 0
+        strange = strangers(classifier, source.name, order.unlike, validated) if ranks.first else {}
         say(report.plan(source.name, len(source.classes), prepared, order, where, ranks))
         training = loop.Training(classifier, order, where, prepared.splits["train"], ranks)
         if saved:

@@ -22,7 +22,7 @@ from training.errors import TrainingError
 from training.pixels import InMemory
 from training.terminal import say
 
-DRAWN = 500  # strangers of a kind
+FEWEST, MOST = 100, 500  # strangers of a kind; between, as many as there are validation images
 
 
 def threshold_for(confidence: Tensor, coverage: float) -> float:
@@ -56,8 +56,8 @@ def auroc(confidence: Tensor, strangers: Tensor) -> float:
     return float((below + up_to).double().mean() / (2 * len(strangers)))
 
 
-def strangers(classifier: Classifier, data: str, folder: Path | None) -> dict[str, InMemory]:
-    """Pictures of nothing in the data set `data`: those in `folder`, else drawn noise and shapes.
+def strangers(classifier: Classifier, data: str, folder: Path | None, validated: int) -> dict[str, InMemory]:
+    """Pictures of nothing in the data set `data`, which has `validated` validation images: `folder`'s, else drawn ones.
 
     Raises:
         TrainingError: the folder holds none that can be read.
@@ -65,19 +65,20 @@ def strangers(classifier: Classifier, data: str, folder: Path | None) -> dict[st
     if folder:
         found = {folder.name: read(classifier, folder)}
     else:
-        found = {"noise": noise(classifier.input_size)}
+        count = min(MOST, max(FEWEST, validated))
+        found = {"noise": noise(classifier.input_size, count)}
         if data != "shapes10":
-            shapes = torch.from_numpy(shapes10.render("test")[0][:DRAWN])
+            shapes = torch.from_numpy(shapes10.render("test")[0][:count])
             found["shapes10"] = torch.stack([classifier.preprocess(shape) for shape in shapes])
     return {name: InMemory(pixels, torch.zeros(len(pixels), dtype=torch.int64)) for name, pixels in found.items()}
 
 
-def noise(size: int) -> Tensor:
-    """Coloured noise of every grain, from single pixels to halves of the picture: uint8 (DRAWN, 3, size, size)."""
+def noise(size: int, count: int) -> Tensor:
+    """Coloured noise of every grain, from single pixels to halves of the picture: uint8 (count, 3, size, size)."""
     generator = torch.Generator().manual_seed(0)
     grains = [2**power for power in range(1, max(2, size.bit_length()))]
     drawn = []
-    for number in range(DRAWN):
+    for number in range(count):
         cells = min(size, grains[number % len(grains)])
         coarse = torch.rand(1, 3, cells, cells, generator=generator) * 255
         drawn.append(functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=False))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from models.classifier import Classifier
 from training.errors import TrainingError
-from training.unknown import DRAWN, auroc, judge, strangers, threshold_for
+from training.unknown import auroc, judge, strangers, threshold_for
 
 CONFIDENCES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60).map(torch.tensor)
 PREPARER = Classifier(torch.nn.Identity(), input_size=24, crop=1.0, mean=(0, 0, 0), std=(1, 1, 1))
@@ -43,12 +43,12 @@ def test_what_a_threshold_does_is_told_in_shares() -> None:
 
 
 def test_strangers_are_drawn_and_always_the_same() -> None:
-    first, again = (strangers(PREPARER, "photos", None) for _ in range(2))
+    first, again = (strangers(PREPARER, "photos", None, 120) for _ in range(2))
 
     assert {"noise", "shapes10"} == set(first)
-    assert {"noise"} == set(strangers(PREPARER, "shapes10", None))
+    assert {"noise"} == set(strangers(PREPARER, "shapes10", None, 120))
     for name, split in first.items():
-        assert (DRAWN, 3, 24, 24) == tuple(split.pixels.shape)
+        assert (120, 3, 24, 24) == tuple(split.pixels.shape)
         assert torch.equal(split.pixels, again[name].pixels)
 
 
@@ -59,8 +59,8 @@ def test_strangers_may_be_ones_own_pictures(tmp_path: Path) -> None:
     Image.new("RGB", (30, 30), "blue").save(folder / "deep" / "b.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
 
-    assert (2, 3, 24, 24) == tuple(strangers(PREPARER, "photos", folder)["clouds"].pixels.shape)
+    assert (2, 3, 24, 24) == tuple(strangers(PREPARER, "photos", folder, 120)["clouds"].pixels.shape)
     (folder / "a.jpg").unlink()
     (folder / "deep" / "b.png").unlink()
     with pytest.raises(TrainingError, match="no pictures there"):
-        strangers(PREPARER, "photos", folder)
+        strangers(PREPARER, "photos", folder, 120)
