@@ -35,8 +35,8 @@ class Present(Collector):
         build = GaugeMetricFamily("darkroom_build_info", "The program that serves", labels=tuple(BUILD))
         build.add_metric(tuple(BUILD.values()), 1)
         yield build
-        told = self.transport.all_told()
-        yield gauge("darkroom_workers_ready", "Workers that take images", len(told))
+        told = self.transport.told_on(self.transport.serving)
+        yield gauge("darkroom_workers_ready", "Workers of the version that serves", len(told))
         yield gauge("darkroom_capacity_images", "Images that may wait at once", self.settings.capacity)
         yield gauge("darkroom_capacity_bytes", "Bytes of bodies that may wait at once", self.settings.capacity_bytes)
         loading = max((facts["load_seconds"] for facts in told), default=0.0)

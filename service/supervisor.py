@@ -125,6 +125,8 @@ class Supervisor:
         """A worker is no more; what it had is sent again, and another starts now or after a pause."""
         process.join()
         if crew.edition is None:  # that is what was wanted
+            self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
+            self.metrics.clear_gauges()
             self.transport.clear(berth.index)
             berth.clear()
             return

@@ -277,6 +277,7 @@ def test_when_the_worker_of_a_candidate_is_lost_its_requests_are_answered_all_th
             again = found["2"]
             while found["2"] < again + 20:
                 pass
+        assert 0 == service.sample("darkroom_queue_depth")
     assert {"1", "2"} == found.keys()
 
 
