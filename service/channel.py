@@ -105,7 +105,9 @@ class Channel:
     lost worker had is sent again, once.
     """
 
-    def __init__(self, transport: Transport, process: int, capacity: int, metrics: Metrics) -> None:
+    def __init__(
+        self, transport: Transport, process: int, capacity: int, metrics: Metrics, pace: Pace | None = None
+    ) -> None:
         """Of the service's `capacity` (images) this process has its equal share, at least one."""
         self.transport = transport
         self.metrics = metrics
@@ -119,7 +121,7 @@ class Channel:
         self.backlog: deque[Item] = deque()
         self.flushing = False  # soon, or when the socket can take more
         self.uids = count(NO_UID + 1)
-        self.pace = Pace()
+        self.pace = pace or Pace()
         self.canaries: list[Pending] = []  # that are not answered yet
         self.asked_at = -inf
         self.slowest = 0.0  # forward pass, seconds
@@ -158,7 +160,7 @@ class Channel:
 
         Raises:
             AtCapacity: too many images or bytes wait already.
-            Overloaded: so many wait that it would not be answered by its deadline.
+            Overloaded: so many wait that it would not be answered by its deadline, or within the objective.
             TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
         lengths = [slot_bytes(len(body)) for body in bodies]
@@ -208,6 +210,11 @@ class Channel:
             raise Overloaded(
                 f"{self.images} images are waiting; an answer would take {wait:.1f} s, after the request's deadline.",
                 self.retry_after(wait - left),
+            )
+        if (excess := self.pace.excess(self.images)) > 0:
+            raise Overloaded(
+                f"{self.images} images are waiting; an answer would take longer than this service's objective.",
+                self.retry_after(excess),
             )
 
     def retry_after(self, seconds: float = inf) -> dict[str, str]:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.manifest import Manifest
-from service import __version__, open_inference, openapi, page
+from service import __version__, open_inference, openapi, page, speed
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
@@ -60,6 +60,7 @@ def build(
         facts = {"manifest": manifest.model_dump(mode="json"), "limits": limits, "version": __version__}
         for told in transport.all_told()[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
+            facts["speed"] = speed.of(told["plan"], settings).told()
         return JSONResponse(facts)
 
     async def scrape(_: Request) -> Response:

@@ -32,7 +32,7 @@ from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
 from models.manifest import Manifest
-from service import logs, open_inference, routes
+from service import logs, open_inference, routes, speed
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint
 from service.channel import Channel
@@ -264,7 +264,8 @@ class Server(litserve.LitServer):
         self.journal.begin()
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics)
+        pace = speed.pace(self.transport, self.settings)
+        self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics, pace)
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing
