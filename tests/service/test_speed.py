@@ -66,7 +66,7 @@ def test_who_waits_for_fuller_batches_gets_them_though_so_large_ones_were_not_me
     found = speed.of(plan({1: 0.010, 2: 0.015}, batch_size=2), settings(max_delay_ms=3, max_batch_size=64))
 
     assert 64 == found.batch_size
-    assert 2 / 0.015 > found.images_per_second > 0
+    assert 2 * 2 / 0.015 > found.images_per_second > 0
 
 
 def test_the_worst_case_is_two_cycles_and_the_delay() -> None:
