@@ -9,14 +9,12 @@ from hypothesis import strategies as some
 
 from benchmarks import load
 from benchmarks.load import Image
-from benchmarks.outcomes import Report
 from service import speed
 from service.pace import Pace
 from service.settings import Settings
 from service.transport import Transport
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service
 
 OBJECTIVE_MS = 1000.0  # that any machine keeps
 CURVES = some.lists(some.floats(1e-4, 1.0), min_size=1, max_size=8).map(
@@ -114,22 +112,12 @@ def test_an_objective_that_cannot_be_met_is_told_in_the_log_and_the_service_serv
 
 @pytest.mark.slow
 def test_under_too_much_load_the_accepted_are_answered_in_the_order_of_the_objective(tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "model.pt", "resnet18")
-    objective = 400.0
-    with (
-        running.serving(tmp_path / "model.pt", "--objective-p99-ms", str(objective)) as bounded,
-        running.serving(tmp_path / "model.pt") as free,
-    ):
-        rate = 3 * bounded.get("/info").json()["speed"]["images_per_second"]
-        within, without = (overloaded(service, rate) for service in (bounded, free))
+    artifacts.save(tmp_path / "model.pt", "squeezenet1_0")
+    with running.serving(tmp_path / "model.pt", "--objective-p99-ms", str(OBJECTIVE_MS)) as service:
+        expected = service.get("/info").json()["speed"]["images_per_second"]
+        images = [Image(noise(1, (64, 64)))]
+        found = load.run(service.url + "/predict", images, rate=4 * expected, seconds=4, connections=512).report
 
-    assert within.statuses.keys() == {"200", "429"}
-    assert within.p99_ms < 3 * objective
-    assert without.p99_ms > 2 * within.p99_ms
-    assert within.goodput > 0.5 * without.goodput
-
-
-def overloaded(service: Service, rate: float) -> Report:
-    """What becomes of a few seconds of more than it takes."""
-    images = [Image(noise(1, (64, 64)))]
-    return load.run(service.url + "/predict", images, rate=rate, seconds=4, connections=512).report
+    assert {"200", "429"} == found.statuses.keys()
+    assert found.p99_ms < 3 * OBJECTIVE_MS  # without it, what has waited last would have waited for a dozen seconds
+    assert expected / 5 < found.goodput < 5 * expected
