@@ -366,7 +366,7 @@ byId("speed").addEventListener("toggle", async () => {
 });
 
 function speedTold({ batch_size, passes, images_per_second, objective }) {
-  const told = `Batches of up to ${batch_size}, ${passes} passes at a time: about ${Math.round(images_per_second)} small pictures a second.`;
+  const told = `Batches of up to ${batch_size}, ${passes} passes at a time: about ${Math.round(images_per_second)} images a second with decoding and HTTP.`;
   if (!objective) return told;
   const { p99_ms, predicted_ms, met } = objective;
   return `${told} At worst ${predicted_ms} ms are expected; the objective of ${p99_ms} ms ${met ? "is met" : "cannot be met here"}.`;
