@@ -314,7 +314,7 @@ class Channel:
                     self.free(answer.uid, answer)
             if served:
                 self.answered_at = monotonic()
-                self.pace.learn(served, max(OUTAGE_S, PASSES * self.slowest))
+                self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.slowest))
 
     def free(self, uid: int, answer: Answer) -> None:
         """The item's slot is read no more, and this is its answer."""

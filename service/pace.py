@@ -13,7 +13,8 @@ class Pace:
     def __init__(self, images_per_second: float = 0.0, together: int = 0, longest: float = inf) -> None:
         """Zero `images_per_second`: nothing is known yet, so nothing takes time.
 
-        `longest` is how many seconds of work may wait, but so many images `together` always may.
+        `longest` is how many seconds of work may wait, but so many images `together` always may. Fewer are slower,
+        each, than many, so nothing is learnt from those.
         """
         self.worked, self.served = PRIOR_S, PRIOR_S * images_per_second
         self.together, self.longest = together, longest
@@ -23,11 +24,14 @@ class Pace:
         """Work begins only now."""
         self.since = monotonic()
 
-    def learn(self, images: int, outage: float) -> None:
-        """So many images have just been answered; a silence as long as an `outage` (seconds) before it is no work."""
+    def learn(self, images: int, waiting: int, outage: float) -> None:
+        """So many of the `waiting` images have just been answered.
+
+        A silence as long as an `outage` (seconds) before it is no work.
+        """
         now = monotonic()
         seconds, self.since = now - self.since, now
-        if seconds < outage:
+        if seconds < outage and waiting >= self.together:
             kept = exp(-seconds / MEMORY_S)
             self.worked = self.worked * kept + seconds
             self.served = self.served * kept + images

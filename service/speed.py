@@ -93,8 +93,10 @@ def pace(transport: Transport, settings: Settings) -> Pace:
     """
     speeds = [of(facts["plan"], settings) for facts in transport.all_told()]
     rate = sum(speed.images_per_second for speed in speeds) / transport.processes
+    if settings.objective_p99_ms is None:
+        return Pace(rate)
     together = sum(speed.passes * speed.batch_size for speed in speeds) // transport.processes
-    return Pace(rate, together, settings.objective_p99_ms / 2000 if settings.objective_p99_ms else inf)
+    return Pace(rate, together, settings.objective_p99_ms / 2000)
 
 
 def ms(seconds: float) -> float:

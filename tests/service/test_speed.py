@@ -90,6 +90,15 @@ def test_no_more_waits_than_half_the_objective_takes_but_a_full_batch_for_each_p
     assert 0 == Pace(images_per_second=100).excess(10_000)
 
 
+def test_few_images_that_take_longer_each_do_not_change_what_is_expected_of_many() -> None:
+    pace = Pace(images_per_second=100, together=8, longest=0.05)
+    for waiting in (1, 7, 8):
+        before = pace.wait(100)
+        pace.since -= 0.5
+        pace.learn(1, waiting, outage=50)
+        assert (waiting < 8) == (before == pace.wait(100))
+
+
 def test_a_service_with_an_objective_tells_what_it_expects(model: Path) -> None:
     with running.serving(model, "--objective-p99-ms", str(OBJECTIVE_MS)) as service:
         told = service.get("/info").json()["speed"]
