@@ -105,6 +105,10 @@ SUITES: Mapping[str, Suite] = {
         "Images a batch, p50 and p99 at 10 to 100 % of the peak, in an open loop.",
         {"--seconds": 4, "--rounds": 3, "--minutes": 4, "--workload": ["A"], "--arrivals": "even", "--flags": []},
     ),
+    "objective": Suite(
+        "Answers within an objective and their p99: the service that is told it, and tuned by hand in a small grid.",
+        {"--seconds": 2, "--rounds": 1, "--minutes": 8, "--workloads": ["A", "B"], "--flags": []},
+    ),
     "growth": Suite(
         "Throughput by size of the picture, by workers and by HTTP processes.",
         {"--seconds": 2, "--rounds": 3, "--minutes": 5, "--flags": []},

@@ -62,6 +62,9 @@ class Plan:
     steps: dict[str, str]
     threads: dict[str, int]  # by batch size, the most that pay
     batch_size: int
+    passes: int
+    curve: dict[str, float]  # by batch size, seconds of a pass with all passes under way
+    decode_seconds: float  # of an image like the goldens, with all cores at it
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Engine:
     lanes: Lanes | None = None
     nvjpeg: bool = False
     steps: dict[str, str] = field(default_factory=dict)
+    curve: dict[int, float] = field(default_factory=dict)  # see `Plan`, as for the next
+    decode_seconds: float = 0.0
 
     @property
     def cores(self) -> int:
@@ -95,7 +100,9 @@ class Engine:
     @property
     def plan(self) -> Plan:
         """How this engine came to be."""
-        return Plan(self.steps, {str(n): t for n, t in self.sharing.useful.items()}, self.batch_size)
+        threads = {str(n): found for n, found in self.sharing.useful.items()}
+        curve = {str(n): seconds for n, seconds in self.curve.items()}
+        return Plan(self.steps, threads, self.batch_size, self.passes, curve, self.decode_seconds)
 
     def rows(self, count: int) -> Tensor:
         """Room for `count` decoded images: uint8 (count, S, S, 3), pinned where a GPU reads it."""

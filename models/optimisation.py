@@ -36,6 +36,7 @@ TRIAL_ROUNDS = 2
 PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
 LARGER_PAYS = 1.03  # a larger batch must give this many times the images a second
 LONGEST_PASS_S = 0.25
+DIGITS = 6  # of measured seconds
 LEAST_LIMIT = 4  # so few do not wait long for each other, and timing tells no smaller numbers apart
 MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many times as long: others need cores too
 # glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
@@ -84,9 +85,12 @@ def prepare(
     else:
         for name, step in steps.items():
             engine = take(engine, name, step)
-    if device.type == "cpu" and not plan:
-        share_cores(engine)
-        engine = limit_batches(engine)
+    if not plan:
+        if device.type == "cpu":
+            share_cores(engine)
+        engine = measure(engine)
+        if device.type == "cpu":
+            engine = limit_batches(engine)
     warm(engine)
     return engine
 
@@ -213,6 +217,8 @@ def follow(engine: Engine, plan: Plan, steps: dict[str, Step]) -> Engine:
     if difference := golden_difference(engine):
         raise ArtifactError(engine.artifact.path, "its goldens' answers after the steps taken before", difference)
     engine.sharing.useful.update({int(n): threads for n, threads in plan.threads.items()})
+    curve = {int(n): seconds for n, seconds in plan.curve.items()}
+    engine = replace(engine, curve=curve, decode_seconds=plan.decode_seconds)
     return replace(engine, batch_size=plan.batch_size, steps=plan.steps)
 
 
@@ -251,18 +257,39 @@ def share_cores(engine: Engine) -> None:
     engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
 
 
-def limit_batches(engine: Engine) -> Engine:
-    """Find the batch size from which on images only wait for each other, with all passes under way.
+def measure(engine: Engine) -> Engine:
+    """Time passes by their size, with all passes under way, and decoding.
 
-    Sizes whose pass takes longer than `LONGEST_PASS_S` are not tried: whoever comes meanwhile waits for it.
+    Sizes above `LEAST_LIMIT` whose pass takes longer than `LONGEST_PASS_S` are not tried: whoever comes meanwhile waits
+    for it.
     """
-    rates: dict[int, float] = {}
+    curve: dict[int, float] = {}
     with ThreadPoolExecutor(engine.passes) as pool:
-        for n in [n for n in buckets(engine.max_batch_size) if n >= LEAST_LIMIT] or [engine.max_batch_size]:
+        for n in buckets(engine.max_batch_size):
             (seconds,) = race(partial(at_once, pool, engine, n))
-            if rates and seconds > LONGEST_PASS_S:
+            if n > LEAST_LIMIT and seconds > LONGEST_PASS_S:
                 break
-            rates[n] = n / seconds
+            curve[n] = round(seconds, DIGITS)
+    return replace(engine, curve=curve, decode_seconds=round(time_decoding(engine), DIGITS))
+
+
+def time_decoding(engine: Engine) -> float:
+    """Seconds an image, as a mean over the goldens, with all cores at it."""
+    bodies = engine.artifact.goldens.encoded
+    rows = engine.rows(len(bodies))
+    with ThreadPoolExecutor(engine.cores) as pool:
+        (seconds,) = race(lambda: list(pool.map(partial(decode_golden, engine), bodies, rows)))
+    return seconds / len(bodies)
+
+
+def decode_golden(engine: Engine, body: bytes, row: Tensor) -> None:
+    engine.decode(body, ("JPEG", "PNG"), MAX_PIXELS, row)
+
+
+def limit_batches(engine: Engine) -> Engine:
+    """Find on the curve the batch size from which on images only wait for each other."""
+    tried = [n for n in engine.curve if n >= LEAST_LIMIT] or [max(engine.curve)]
+    rates = {n: n / engine.curve[n] for n in tried}
     size = next(n for n, rate in rates.items() if rate * LARGER_PAYS >= max(rates.values()))
     told = f"{size}; more at once make none faster" if size < engine.max_batch_size else str(size)
     return replace(engine, batch_size=size, steps={**engine.steps, "batch_size": told})

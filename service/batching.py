@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
@@ -23,6 +24,7 @@ from torch import Tensor
 from models.engine import Engine, sample
 from models.errors import ImageError
 from models.formats import KNOWN_FORMATS
+from service import speed
 from service.errors import ClientDisconnect, DeadlineExceeded, Internal, NonFinite, NotReady
 from service.logs import logger
 from service.metrics import (
@@ -89,8 +91,10 @@ class Pipeline:
         self.unknown_below = engine.artifact.manifest.unknown_below
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
         self.max_delay = settings.max_delay_ms / 1000
-        # Who waits for fuller batches wants them; otherwise they grow while that pays.
-        self.batch_size = settings.max_batch_size if self.max_delay else engine.batch_size
+        expected = speed.of(asdict(engine.plan), settings)
+        self.batch_size = expected.batch_size
+        if not expected.met:
+            logger.warning("the objective cannot be met here", extra=expected.told()["objective"])
         self.passes = threading.Semaphore(engine.passes)
         self.forming = threading.Lock()  # held for one batch: passes that wait side by side would share what comes
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()

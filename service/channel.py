@@ -111,7 +111,13 @@ class Channel:
     """
 
     def __init__(
-        self, transport: Transport, process: int, capacity: int, metrics: Metrics, versions: Versions | None = None
+        self,
+        transport: Transport,
+        process: int,
+        capacity: int,
+        metrics: Metrics,
+        versions: Versions | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Of the service's `capacity` (images) this process has its equal share, at least one."""
         self.transport = transport
@@ -125,7 +131,7 @@ class Channel:
         self.retried: set[int] = set()
         self.versions = versions or Versions(transport)
         self.uids = count(NO_UID + 1)
-        self.pace = Pace()
+        self.pace = pace or Pace()
         self.canaries: list[Pending] = []  # that are not answered yet
         self.asked_at = -inf
         self.slowest = 0.0  # forward pass, seconds
@@ -166,7 +172,7 @@ class Channel:
         Raises:
             NotFound: that version is here no more.
             AtCapacity: too many images or bytes wait already.
-            Overloaded: so many wait that it would not be answered by its deadline.
+            Overloaded: so many wait that it would not be answered by its deadline, or within the objective.
             TooManyImages, TooLarge: they would not fit if nothing else waited.
         """
         lengths = [slot_bytes(len(body)) for body in bodies]
@@ -265,6 +271,11 @@ class Channel:
                 f"{self.images} images are waiting; an answer would take {wait:.1f} s, after the request's deadline.",
                 self.retry_after(wait - left),
             )
+        if (excess := self.pace.excess(self.images)) > 0:
+            raise Overloaded(
+                f"{self.images} images are waiting; an answer would take longer than this service's objective.",
+                self.retry_after(excess),
+            )
 
     def retry_after(self, seconds: float = inf) -> dict[str, str]:
         """The header that asks to come back when what waits now, or so many `seconds` of it, has been answered."""
@@ -344,7 +355,7 @@ class Channel:
                     self.free(answer.uid, answer)
             if served:
                 self.answered_at = monotonic()
-                self.pace.learn(served, max(OUTAGE_S, PASSES * self.slowest))
+                self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.slowest))
 
     def free(self, uid: int, answer: Answer) -> None:
         """The item's slot is read no more, and this is its answer."""

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__, administration, open_inference, openapi, page
+from service import __version__, administration, open_inference, openapi, page, speed
 from service.board import FAILED
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
@@ -68,6 +68,7 @@ def build(
         }
         for told in transport.told_on(transport.serving)[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
+            facts["speed"] = speed.of(told["plan"], settings).told()
         return JSONResponse(facts)
 
     async def scrape(_: Request) -> Response:

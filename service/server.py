@@ -32,7 +32,7 @@ import litserve
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
-from service import logs, open_inference, routes
+from service import logs, open_inference, routes, speed
 from service.board import DRAINING, FAILED, LOADING, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
@@ -285,9 +285,9 @@ class Server(litserve.LitServer):
         self.journal.begin()
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        self.channel = Channel(
-            self.transport, app.response_queue_id, self.settings.capacity, self.metrics, self.versions
-        )
+        pace = speed.pace(self.transport, self.settings)
+        shared = self.settings.capacity, self.metrics, self.versions, pace
+        self.channel = Channel(self.transport, app.response_queue_id, *shared)
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing

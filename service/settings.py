@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         32, ge=1, le=1024, description="most images in one forward pass; on a CPU fewer, if more do not pay"
     )
     max_delay_ms: float = Field(0, ge=0, le=1000, description="how long an idle model waits for a fuller batch")
+    objective_p99_ms: float | None = Field(
+        None, gt=0, le=60_000, description="batches as large, and queues as long, as let 99 % be answered in this time"
+    )
     capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered")
     capacity_bytes: int = Field(
         256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered"

@@ -26,6 +26,7 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, M
         "together": min(MOST_TOGETHER, settings.max_images),
         "keyed": keyed,
         "samples": drawn,
+        "info": settings.info,
     }
     formats = settings.accepted_formats
     document = Template(read("page.html")).substitute(

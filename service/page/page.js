@@ -340,6 +340,58 @@ canvas.addEventListener("blur", () => (brush.down = false));
 byId("clear").addEventListener("click", clear);
 byId("classify").addEventListener("click", () => canvas.toBlob((blob) => add(blob, "drawing.png"), "image/png"));
 
+// How long a pass takes by its batch size, as measured at the service's start.
+
+byId("speed").hidden = !facts.info;
+byId("speed").addEventListener("toggle", async () => {
+  const part = (selector) => byId("speed").querySelector(selector);
+  if (!byId("speed").open || !part("table").hidden) return;
+  const reply = await fetch("/info", { headers: key ? { "X-API-Key": key } : {} }).catch(() => null);
+  const { speed, detail } = reply ? await reply.json() : {};
+  if (!speed) {
+    part("p").textContent = detail || "Not known: no worker is ready, or the service cannot be reached.";
+    if (reply && reply.status === 401) byId("key").hidden = false;
+    return;
+  }
+  part("p").textContent = speedTold(speed);
+  part("tbody").replaceChildren(
+    ...speed.curve.map(([size, ms]) => {
+      const row = document.createElement("tr");
+      row.append(...[size, ms, Math.round((1000 * size * speed.passes) / ms)].map((cell) => made("td", "", String(cell))));
+      return row;
+    }),
+  );
+  drawCurve(part("svg"), speed);
+  part("table").hidden = false;
+});
+
+function speedTold({ batch_size, passes, images_per_second, objective }) {
+  const told = `Batches of up to ${batch_size}, ${passes} passes at a time: about ${Math.round(images_per_second)} images a second with decoding and HTTP.`;
+  if (!objective) return told;
+  const { p99_ms, predicted_ms, met } = objective;
+  return `${told} At worst ${predicted_ms} ms are expected; the objective of ${p99_ms} ms ${met ? "is met" : "cannot be met here"}.`;
+}
+
+function drawCurve(svg, { curve, batch_size }) {
+  const most = Math.max(...curve.map(([, ms]) => ms));
+  const at = ([, ms], index) => [40 + (240 * index) / Math.max(1, curve.length - 1), 130 - (100 * ms) / most];
+  const put = (tag, attributes, text = "") => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.textContent = text;
+    svg.append(element);
+  };
+  put("polyline", { points: curve.map(at).join(" ") });
+  curve.forEach((point, index) => {
+    const [x, y] = at(point, index);
+    put("circle", { cx: x, cy: y, r: point[0] === batch_size ? 6 : 3 });
+    put("text", { x, y: 150 }, point[0]);
+    if (index === 0 || index === curve.length - 1 || point[0] === batch_size) put("text", { x, y: y - 10 }, `${point[1]} ms`);
+  });
+  svg.setAttribute("aria-label", `A pass takes ${curve.map(([size, ms]) => `${ms} ms for ${size}`).join(", ")} images.`);
+  svg.toggleAttribute("hidden", false);
+}
+
 // Samples of the demo model's shapes, drawn here: the data set's own generator is not part of the service.
 
 const around = (corners, radius, turn = -Math.PI / 2) =>

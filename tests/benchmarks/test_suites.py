@@ -52,6 +52,14 @@ def test_batches(tmp_path: Path, models: Path) -> None:
     assert all(row["batch"] >= 1 and not row["wrong"] for row in rows)
 
 
+def test_objective(tmp_path: Path, models: Path) -> None:
+    peak, *rows = measured("objective", tmp_path, models)
+
+    assert peak["peak_per_s"] > 0
+    assert ["objective", "by hand: 32, 0 ms"] == [row["server"] for row in rows]
+    assert all(row["p99_ms"] > 0 and row["batch"] >= 1 for row in rows)
+
+
 def test_growth(tmp_path: Path, models: Path) -> None:
     rows = measured("growth", tmp_path, models)
 

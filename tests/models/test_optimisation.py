@@ -186,7 +186,7 @@ def test_batches_grow_only_while_that_pays(plain: Engine, milliseconds: Callable
             pass
         return torch.zeros((len(pixels), 10))
 
-    limited = optimisation.limit_batches(replace(plain, module=laborious))
+    limited = optimisation.limit_batches(optimisation.measure(replace(plain, module=laborious)))
 
     assert pays == limited.batch_size
     assert limited.steps["batch_size"].startswith(str(pays))

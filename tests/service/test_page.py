@@ -270,6 +270,19 @@ def test_a_key_is_asked_for_where_one_is_needed(context: BrowserContext, tmp_pat
         expect(page.locator("article .curl")).to_contain_text('-H "X-API-Key: $KEY"')
 
 
+def test_the_speed_measured_at_the_start_is_drawn_and_told_in_a_table(page: Page, shapes: Service) -> None:
+    speed = shapes.get("/info").json()["speed"]
+    page.locator("#speed summary").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#speed svg")).to_be_visible()
+    rows = page.locator("#speed tbody tr")
+
+    assert [str(size) for size, _ in speed["curve"]] == rows.locator("td:first-child").all_inner_texts()
+    assert len(speed["curve"]) == page.locator("#speed circle").count()
+    assert f"{speed['curve'][0][1]} ms for 1," in (page.locator("#speed svg").get_attribute("aria-label") or "")
+    expect(page.locator("#speed p")).to_contain_text(f"Batches of up to {speed['batch_size']}, ")
+
+
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_is_accessible_and_fits_the_screen(
@@ -283,6 +296,8 @@ def test_the_page_is_accessible_and_fits_the_screen(
     answered(page, 2)
     page.locator("#draw summary").click()
     page.locator("summary", has_text="classes").click()
+    page.locator("#speed summary").click()
+    expect(page.locator("#speed table")).to_be_visible()
     page.get_by_role("button", name="What did it look at?").click()
     expect(page.locator(".whytold").last).to_contain_text("masked", timeout=20_000)
     if folder := os.environ.get("SCREENSHOTS"):

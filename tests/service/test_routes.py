@@ -39,12 +39,17 @@ def test_the_banner_names_url_model_device_and_a_curl_line(service: Service, mod
 def test_info_shows_manifest_device_steps_and_limits(service: Service) -> None:
     info = service.get("/info").json()
 
-    assert {"manifest", "device", "dtype", "optimisation_steps", "limits", "version"} == info.keys()
+    assert {"manifest", "device", "dtype", "optimisation_steps", "speed", "limits", "version"} == info.keys()
     assert list(artifacts.CLASSES) == info["manifest"]["classes"]
     steps = info["optimisation_steps"]
     assert ["allocator", "channels_last", "freeze", "optimize_for_inference", "threads", "batch_size"] == list(steps)
     assert all(told == "taken" or told.startswith("dropped: takes ") for told in list(steps.values())[:4])
     assert "from batch size 1" in steps["threads"]
+    speed = info["speed"]
+    assert {"curve", "batch_size", "passes", "images_per_second", "objective"} == speed.keys()
+    assert [1, 2, 4, 8, 16, 32][: len(speed["curve"])] == [size for size, _ in speed["curve"]]
+    assert steps["batch_size"].split(";")[0] == str(speed["batch_size"])
+    assert speed["objective"] is None
     assert 200_000 == info["limits"]["max_body_bytes"]
 
 

@@ -29,6 +29,7 @@ def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
         (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
         (["--dtype", "int8"], "--dtype"),
+        (["--objective-p99-ms", "0"], "--objective-p99-ms (DARKROOM_OBJECTIVE_P99_MS): Input should be greater than 0"),
         pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
         (["--host", "203.0.113.1"], "--host 203.0.113.1"),
         (
