@@ -10,6 +10,7 @@ from multiprocessing import forkserver
 
 from models import manifest as manifests
 from models.errors import ArtifactError
+from service import album
 from service import keys as keys_module
 from service import settings as settings_module
 from service.orphans import PARENT
@@ -26,6 +27,7 @@ def main() -> int:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
         manifest = manifests.read(settings.model)
+        album.prepare(settings, manifest.classes)
         if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
             raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.manifest import Manifest
-from service import __version__, open_inference, openapi, page
+from service import __version__, feedback, open_inference, openapi, page
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
@@ -27,7 +27,14 @@ from service.transport import FAILED, Transport
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
 Answering = Callable[[Request], Awaitable[Response]]
-NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file"}  # settings that are nobody's outside
+NO_LIMITS = {
+    "model",
+    "host",
+    "port",
+    "metrics_port",
+    "api_keys_file",
+    "keep_images",
+}  # settings that are nobody's outside
 
 
 def build(
@@ -57,7 +64,13 @@ def build(
     def info(request: Request) -> Response:
         keys.check(dict(request.scope["headers"]))
         limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
-        facts = {"manifest": manifest.model_dump(mode="json"), "limits": limits, "version": __version__}
+        facts: dict[str, object] = {
+            "manifest": manifest.model_dump(mode="json"),
+            "limits": limits,
+            "version": __version__,
+        }
+        if settings.keep_images:
+            facts["images_kept"] = True
         for told in transport.all_told()[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
         return JSONResponse(facts)
@@ -80,7 +93,7 @@ def build(
         answers["/openapi.json"] = lambda _: JSONResponse(document)
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document))
         answers["/"] = lambda _: HTMLResponse(tried, headers=guarding)
-    answered = [ROUTE, *open_inference.paths(manifest)]
+    answered = [ROUTE, *open_inference.paths(manifest), *([feedback.ROUTE] if settings.feedback else ())]
     return [
         *(Route(path, answered_before, methods=["POST"]) for path in answered),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),

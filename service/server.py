@@ -32,10 +32,13 @@ from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
 from models.manifest import Manifest
-from service import logs, open_inference, routes
+from service import feedback, logs, open_inference, routes
+from service.album import Album, Sweeper
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint
 from service.channel import Channel
+from service.drift import Drift
+from service.feedback import Feedback
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
@@ -125,6 +128,10 @@ class Server(litserve.LitServer):
         self.transport = Transport(settings.http_processes, places, settings.capacity_bytes, self.metrics.size)
         watching = Metrics(manifest.classes)
         self.supervisor = Supervisor(self.transport, watching, self.berths, self.wanted, self.launch)
+        own = Metrics(manifest.classes)  # of the main process
+        own.cells = self.transport.cells(settings.http_processes + places)
+        everybody = self.transport.all_cells()
+        self.supervisor.drift = Drift(manifest.validation_statistics, own, everybody, settings.drift_window_s)
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.manager: Any = None
@@ -136,6 +143,17 @@ class Server(litserve.LitServer):
         self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
             open_inference.paths(manifest), OpenInference(*shared)
         )
+        self.feedback: Feedback | None = None
+        self.sweeper: Sweeper | None = None
+        if settings.feedback:
+            self.feedback = Feedback(*shared)
+            for endpoint in self.endpoints.values():
+                endpoint.feedback = self.feedback
+            self.endpoints[feedback.ROUTE] = self.feedback
+        if self.feedback and (folder := settings.keep_images):
+            kept = folder.absolute(), manifest.classes
+            self.sweeper = Sweeper(settings, *kept, own, everybody)
+            self.feedback.album = Album(*kept, settings.keep_bytes, self.metrics, everybody)
         self.scrape = routes.scrape_of(manifest, settings, self.transport, self.metrics)
         table = routes.build(manifest, settings, keys, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
@@ -220,6 +238,8 @@ class Server(litserve.LitServer):
             except OSError as error:
                 raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
+        if self.sweeper:
+            threading.Thread(target=self.sweeper.run, name="sweeper", daemon=True).start()
         self.announce()
         return processes
 
@@ -265,6 +285,8 @@ class Server(litserve.LitServer):
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
         self.channel = Channel(self.transport, app.response_queue_id, self.settings.capacity, self.metrics)
+        if self.feedback:
+            self.feedback.begin(app.response_queue_id)
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing
@@ -275,6 +297,8 @@ class Server(litserve.LitServer):
         async with super().lifespan(app):
             yield
         self.channel.close()
+        if self.feedback:
+            self.feedback.close()
         if tracing:
             tracing.close()
 

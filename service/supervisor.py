@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
+from service.drift import Drift
 from service.logs import logger
 from service.metrics import IMAGES, WORKER_RESTARTS, Metrics
 from service.transport import DRAINING, FAILED, LOADING, READY, Transport
@@ -73,6 +74,7 @@ class Supervisor:
         # Without one of these the service cannot go on.
         self.manager: Sequence[BaseProcess] = ()
         self.http: Sequence[BaseProcess] = ()
+        self.drift: Drift | None = None
         self.failures = 0
         self.next_start = 0.0
         self.load_seconds = 0.0  # that the first workers took
@@ -120,6 +122,8 @@ class Supervisor:
         if now - self.looked > FROZEN_S:
             self.awake_since = now
         self.looked = now
+        if self.drift:
+            self.drift.look(now)
         for process in (*self.manager, *self.http):
             if ended(process) and self.transport.phase in (LOADING, READY):
                 process.join()

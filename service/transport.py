@@ -9,7 +9,7 @@
 A SEQPACKET message is atomic in the kernel: many may send and receive on one socket, and a killed process can hold
 nothing that the others need. Descriptors of small bodies that come together travel together.
 
-    arena:  board | cells of metrics, a part for each process | slots, a part for each HTTP process
+    arena:  board | cells of metrics, a part for each process, the main one last | slots, a part for each HTTP process
     slot:   uid | claimed uid | claimer | trace | body
 
 On the board processes tell the others how they are. Whoever has a part writes it alone, but for claims: a worker that
@@ -121,11 +121,11 @@ class Transport:
     def __init__(self, processes: int, workers: int, capacity_bytes: int, cells: int = 0) -> None:
         """Make room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`.
 
-        Every HTTP process and then every worker gets so many `cells` (float64).
+        Every HTTP process, every worker and then the main process gets so many `cells` (float64).
         """
         self.processes, self.workers, self.counted = processes, workers, cells
         self.board_bytes = (1 + workers) * ENTRY_BYTES
-        self.slots_start = self.board_bytes + (processes + workers) * cells * DOUBLE_BYTES
+        self.slots_start = self.board_bytes + (processes + workers + 1) * cells * DOUBLE_BYTES
         self.share = whole_words(capacity_bytes // processes)
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.slots_start + self.share * processes)
@@ -208,13 +208,13 @@ class Transport:
     # Metrics and the board
 
     def cells(self, index: int) -> ctypes.Array[ctypes.c_double]:
-        """One process's cells: HTTP processes come first, then workers."""
+        """One process's cells: HTTP processes come first, then workers, then the main process."""
         start = self.board_bytes + index * self.counted * DOUBLE_BYTES
         return (ctypes.c_double * self.counted).from_buffer(self.arena, start)
 
     def all_cells(self) -> list[ctypes.Array[ctypes.c_double]]:
         """The cells of every process."""
-        return [self.cells(index) for index in range(self.processes + self.workers)]
+        return [self.cells(index) for index in range(self.processes + self.workers + 1)]
 
     @property
     def phase(self) -> int:
