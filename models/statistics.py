@@ -23,7 +23,7 @@ NAMES = ("classes", "confidence", "brightness", "size")
 CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 BRIGHTNESS = tuple(float(level) for level in range(16, 256, 16))
 SIZE = tuple(float(round(2 ** (quarter / 4))) for quarter in range(17, 54, 2))  # half octaves, with 32, 64, ... in them
-ROWS = 16  # of an image, that its brightness is measured on: 3 us for 32 px, 5 us for 224 px
+ROWS = 16  # of an image, that its brightness is measured on, in 4 us for 32 px and 7 us for 224 px
 SMOOTHING = 0.5  # of an image in every bin, so that an empty one has no infinite logarithm (Jeffreys' prior)
 # Without any change the index is (1 / n + 1 / m) of a chi-square of bins - 1 (Yurdakul 2018, Statistical Properties of
 # Population Stability Index). As long as it is no more than this in the mean, 0.25 is three deviations away.

@@ -36,12 +36,12 @@ FIRING = 'ALERTS{alertname="DarkroomDrift",alertstate="firing"'
 def model(tmp_path: Path) -> Path:
     """An untrained network, with what its answers to the validation split of shapes10 are like."""
     torch.manual_seed(0)
-    made = artifacts.sure(classifier("simple_cnn", 10), 3.0).eval()
+    made = artifacts.sure(classifier("compact_cnn", 10), 60.0).eval()
     pixels, labels = map(torch.from_numpy, shapes10.render("val"))
     with torch.no_grad():
         best = made(pixels).max(1)
     like = statistics(best.indices, best.values, 10, InMemory(pixels, labels), Images(pixels, labels))
-    artifacts.save(tmp_path / "model.pt", model=made, classes=shapes10.CLASSES, validation_statistics=like)
+    artifacts.save(tmp_path / "model.pt", "compact_cnn", made, classes=shapes10.CLASSES, validation_statistics=like)
     return tmp_path / "model.pt"
 
 

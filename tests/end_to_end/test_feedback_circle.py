@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.pictures import encode
 from tests.running import Service, predictions, serving
 from training import shapes10
 
-FEW, TOLD, HELD_OUT = 150, 1200, 500  # pictures that it begins with, that people judge, that it is measured on
+FEW, TOLD, HELD_OUT = 250, 1000, 500  # pictures that it begins with, that people judge, that it is measured on
 
 
 def train(data: Path, out: Path, *flags: str) -> None:
@@ -44,14 +45,18 @@ def test_a_model_that_learns_from_feedback_is_right_more_often(tmp_path: Path) -
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.png").write_bytes(bodies["train"][number])
     weak, better, kept = tmp_path / "weak.pt", tmp_path / "better.pt", tmp_path / "kept"
-    train(tmp_path / "few", weak, "--epochs", "2")
+    train(tmp_path / "few", weak, "--epochs", "5", "--batch-size", "16")
     with serving(weak, "--keep-images", str(kept), "--http-processes", "2") as service:
         before = share(answered(service, test[0]), test[1])
-        for number in range(FEW, FEW + TOLD):
+
+        def correct(number: int) -> int:
+            """Send a picture, and say what it is."""
             service.post(bodies["train"][number], X_Request_ID=f"picture-{number}")
             said = {"request_id": f"picture-{number}", "class": names["train"][number]}
-            reply = service.post(json.dumps(said).encode(), "/feedback", Content_Type="application/json")
-            assert 200 == reply.status_code
+            return service.post(json.dumps(said).encode(), "/feedback", Content_Type="application/json").status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert {200} == set(pool.map(correct, range(FEW, FEW + TOLD)))
         right, wrong = (service.sample("darkroom_feedback_total", outcome=what) for what in ("right", "wrong"))
         assert 0 == service.stop()
     files = {path.stem: path.parent.name for path in kept.glob("*/picture-*.png")}
