@@ -3,8 +3,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from models import archive
+from models import manifest as manifests
+from models.manifest import Histogram, Statistics
 from models.statistics import BRIGHTNESS, CONFIDENCE, SIZE, binned
 from tests.pictures import noise
+from tests.training.conftest import Run
 from training.data import Images
 from training.pixels import InMemory
 from training.statistics import sides, statistics
@@ -31,3 +35,19 @@ def test_a_files_size_is_the_one_in_its_header_however_it_is_decoded(tmp_path: P
     images = Images([large, tmp_path / "broken.jpg", small], torch.zeros(3, dtype=torch.int64))
 
     assert [1200, 60] == list(sides(images))
+
+
+def test_a_trained_artifact_knows_what_its_validation_images_were_like(trained: Run) -> None:
+    manifest = manifests.read(trained.artifact)
+    found = manifest.validation_statistics
+    assert found is not None
+    paths = sorted((trained.photos / "val").glob("*/*"))
+
+    assert [30] * 4 == [sum(counts) for counts in (found.classes, *(part.counts for part in parts(found)))]
+    assert binned(sides(Images(paths, torch.zeros(30, dtype=torch.int64))), SIZE) == found.size.counts
+    assert "30 validation images" in archive.read(trained.artifact, "extra")["model_card.md"].decode()
+
+
+def parts(found: Statistics) -> tuple[Histogram, Histogram, Histogram]:
+    """Those over ranges."""
+    return found.confidence, found.brightness, found.size
