@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -145,6 +147,20 @@ def size_of(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return found
+
+
+def test_an_image_that_the_disk_has_no_room_for_leaves_nothing_behind(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom service.album import write\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write(Path(sys.argv[1]) / 'small', bytes(900))\nwrite(Path(sys.argv[1]) / 'large', bytes(5000))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+
+    assert "File too large" in finished.stderr
+    assert ["small"] == os.listdir(tmp_path)
 
 
 def swept(folder: Path, *flags: str) -> Metrics:

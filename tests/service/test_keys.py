@@ -262,6 +262,7 @@ def test_openapi_lists_no_route_that_is_switched_off() -> None:
     everything = set(document()["paths"])
 
     assert everything - {"/info"} == set(document(info=False)["paths"])
+    assert everything - {"/feedback"} == set(document(feedback=False)["paths"])
     assert everything - {"/", "/docs", "/openapi.json"} == set(document(docs=False)["paths"])
     assert everything - {"/metrics"} == set(document(metrics_port=9000)["paths"])
 
