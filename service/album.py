@@ -25,6 +25,7 @@ WAITING = ".waiting"
 DAY_S = 86_400
 QUEUED_BYTES = 32 << 20  # that may wait for the disk
 FOUND_WITHIN_S, AGAIN_S = 2.0, 0.1  # another process may still be writing what is judged here
+SOUGHT = 256  # at once, that are not there; each costs a few looks at the disk every time
 CLOSE_S = 5.0
 SWEEP_S, COUNT_S = 1.0, 60.0  # how often the size is looked at, and the folder itself
 FULL, SWEPT = 0.9, 0.8  # of the size: when files are removed, and down to which
@@ -76,17 +77,17 @@ class Album:
         self.folder, self.classes, self.most = folder, classes, most
         self.metrics, self.everybody = metrics, everybody
         self.jobs: SimpleQueue[Callable[[], bool] | None] = SimpleQueue()
-        self.queued = 0  # bytes
+        self.given = self.taken = 0  # bytes; the one is the event loop's, the other the thread's
         self.failing = False
         self.sought: list[tuple[float, Callable[[], bool]]] = []  # until when, and how to move it
         self.thread = Thread(target=self.run, name="album", daemon=True)
 
     def keep(self, request_id: str, image: int | None, body: bytes) -> None:
         """Keep an image, soon."""
-        if self.queued + len(body) > QUEUED_BYTES:
+        if self.given - self.taken + len(body) > QUEUED_BYTES:
             self.metrics.add(KEPT, "dropped")
             return
-        self.queued += len(body)
+        self.given += len(body)
         self.jobs.put(partial(self.write, name_of(request_id, image) + suffix_of(body), body))
 
     def label(self, request_id: str, image: int | None, label: int, before: int | None) -> None:
@@ -102,14 +103,16 @@ class Album:
 
     def run(self) -> None:
         """Do what comes, until the end and what is sought then."""
-        ended = False
+        ended, again = False, 0.0
         while not ended or self.sought:
             with suppress(Empty):
                 job = self.jobs.get(timeout=AGAIN_S if self.sought else None)
                 ended = ended or job is None
                 if job:
                     self.attempt(job)
-            now = monotonic()
+            if (now := monotonic()) < again:
+                continue
+            again = now + AGAIN_S
             self.sought = [(until, move) for until, move in self.sought if not self.attempt(move) and until > now]
 
     def attempt(self, job: Callable[[], bool]) -> bool:
@@ -125,13 +128,14 @@ class Album:
         return done
 
     def seek(self, move: Callable[[], bool]) -> bool:
-        """Look for an image for a while: another process may still be writing it."""
-        self.sought.append((monotonic() + FOUND_WITHIN_S, move))
+        """Look for an image for a while, unless many are sought: another process may still be writing it."""
+        if not move() and len(self.sought) < SOUGHT:
+            self.sought.append((monotonic() + FOUND_WITHIN_S, move))
         return True
 
     def write(self, name: str, body: bytes) -> bool:
         """Write an image, if there is room."""
-        self.queued -= len(body)
+        self.taken += len(body)
         if total(self.everybody, self.metrics) + len(body) > self.most:
             self.metrics.add(KEPT, "dropped")
             return True
