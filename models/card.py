@@ -13,6 +13,7 @@ def rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("Validation accuracy", told(metrics.validation)),
         ("Test accuracy", told(metrics.test)),
         ("Unknown below", unknown(manifest)),
+        ("Drift is measured against", drift(manifest)),
         ("Temperature", f"{manifest.temperature:.3f}"),
         ("Data fingerprint", manifest.data_fingerprint or "unknown"),
         (
@@ -51,6 +52,12 @@ def told(accuracy: Accuracy | None) -> str:
         return "not measured"
     low, high = accuracy.interval
     return f"{accuracy.value:.2%} of {accuracy.n:,} images (95 % interval {low:.2%} to {high:.2%})"
+
+
+def drift(manifest: Manifest) -> str:
+    """What is known of the images that it was validated on."""
+    known = manifest.validation_statistics
+    return f"{sum(known.classes):,} validation images" if known else "nothing"
 
 
 def unknown(manifest: Manifest) -> str:

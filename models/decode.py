@@ -94,7 +94,7 @@ def decode_any(
                 image.draft(None, (width // scale, height // scale))
             several = image.format == "JPEG" and has_scans(body, segments(body), width * height, max_pixels)
             if turn:
-                turn.wait(width * height // (1 if several else scale * scale))
+                turn.wait(width * height, 1 if several else scale * scale)
             picture = loaded(image, whole=whole)
         del image  # its memory is as large as the picture's
         return converted(picture)

@@ -116,14 +116,17 @@ class Engine:
         max_pixels: int,
         out: Tensor,
         resting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """Encoded bytes to pixels in `out`, uint8 (S, S, 3) on the CPU. Thread-safe; see `Turn` for `resting`.
+    ) -> int:
+        """Encoded bytes to pixels in `out`, uint8 (S, S, 3) on the CPU; how many pixels the image has.
+
+        Thread-safe; see `Turn` for `resting`.
 
         Raises:
             ImageError: the subclass says why.
         """
         with Turn(resting) as turn:
             self.fill(body, formats, max_pixels, out, turn)
+        return turn.pixels
 
     def takes(self, body: bytes | memoryview, formats: tuple[str, ...], max_pixels: int) -> bool:
         """Whether `predict` takes this body as it is, a JPEG that the GPU decodes."""

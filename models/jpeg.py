@@ -47,7 +47,7 @@ def decode_jpeg(
         least = {"min_height": -(-height // scale), "min_width": -(-width // scale)} if scale > 1 else {}
         several = has_scans(body, found, width * height, max_pixels)
         if turn:
-            turn.wait(width * height // (1 if several else scale * scale))
+            turn.wait(width * height, 1 if several else scale * scale)
         pixels: Pixels = simplejpeg.decode_jpeg(body, **least)
         if not whole:
             pixels = trimmed(pixels)

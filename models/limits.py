@@ -87,14 +87,16 @@ class Turn:
 
     places = threading.BoundedSemaphore(LARGE_AT_ONCE)
     taken = False
+    pixels = 0  # that the picture has
 
     def __init__(self, resting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """`resting` is entered for as long as this waits for others."""
         self.resting = resting
 
-    def wait(self, pixels: int) -> None:
-        """Wait for a place, if so many pixels are to be decoded that it takes one."""
-        if pixels > LARGE_PIXELS and not self.taken:
+    def wait(self, pixels: int, share: int = 1) -> None:
+        """Wait for a place, if so many pixels, divided by `share`, are to be decoded that it takes one."""
+        self.pixels = pixels
+        if pixels // share > LARGE_PIXELS and not self.taken:
             with self.resting():
                 self.places.acquire()
             self.taken = True

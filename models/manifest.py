@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models import archive
 from models.errors import ArtifactError
@@ -64,6 +64,29 @@ class Metrics(Record):
     unknown: Unknown | None = None
 
 
+class Histogram(Record):
+    """How many images are in each bin: `edges` are upper bounds, and one bin more has what is above them."""
+
+    edges: tuple[float, ...]
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def complete(self) -> "Histogram":
+        """A count for each bin."""
+        if len(self.counts) != len(self.edges) + 1:
+            raise ValueError("there must be one count more than edges")
+        return self
+
+
+class Statistics(Record):
+    """What validation images and their answers are like; see `models.statistics`. `classes` are in their order."""
+
+    classes: tuple[Annotated[int, Field(ge=0)], ...]
+    confidence: Histogram
+    brightness: Histogram
+    size: Histogram
+
+
 class Manifest(Record):
     """Everything a reader needs to use, rebuild and judge the model; null where unknown."""
 
@@ -82,7 +105,7 @@ class Manifest(Record):
     data_fingerprint: str | None = None
     metrics: Metrics | None = None
     unknown_threshold: Fraction | None = None
-    validation_statistics: dict[str, Any] | None = None
+    validation_statistics: Statistics | None = None
 
     @property
     def unknown_below(self) -> float:
@@ -96,6 +119,13 @@ class Manifest(Record):
         if len(set(classes)) < len(classes):
             raise ValueError("class names must be unique")
         return classes
+
+    @model_validator(mode="after")
+    def of_these_classes(self) -> "Manifest":
+        """Statistics count every class."""
+        if self.validation_statistics and len(self.validation_statistics.classes) != len(self.classes):
+            raise ValueError("the validation statistics must count every class")
+        return self
 
 
 def read(path: Path) -> Manifest:

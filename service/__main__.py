@@ -10,7 +10,7 @@ from multiprocessing import forkserver
 
 from models import manifest as manifests
 from models.errors import ArtifactError
-from service import console, store
+from service import album, console, store
 from service import keys as keys_module
 from service import settings as settings_module
 from service.console import ADMIN_FLAG
@@ -33,6 +33,7 @@ def main() -> int:
         admins = keys_module.load(settings.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE)
         found, path = store.find(settings.model)
         edition = Edition(path, manifests.read(path))
+        album.prepare(settings, edition.manifest.classes)
         if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
             raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)

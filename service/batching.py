@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from math import inf
+from math import inf, sqrt
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,18 +24,21 @@ from torch import Tensor
 from models.engine import Engine, sample
 from models.errors import ImageError
 from models.formats import KNOWN_FORMATS
+from models.statistics import brightness
 from service import speed
 from service.errors import ClientDisconnect, DeadlineExceeded, Internal, NonFinite, NotReady
 from service.logs import logger
 from service.metrics import (
     BATCH_SIZE,
     BATCH_SPLITS,
+    BRIGHTNESS,
     CONFIDENCE,
     IMAGES,
     ISOLATED_FAILURES,
     NONFINITE,
     PREDICTIONS,
     QUEUE_DEPTH,
+    SIZE,
     STAGE_SECONDS,
     UNKNOWN,
     Metrics,
@@ -65,6 +68,8 @@ class Decoded(NamedTuple):
     encoded: memoryview | None
     started: float
     finished: float
+    brightness: float | None = None  # of its pixels, 0 to 255
+    size: float | None = None  # side of a square of as many pixels as it had before
 
 
 class Failure(NamedTuple):
@@ -179,17 +184,20 @@ class Pipeline:
             formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
             body = self.transport.body(item)
             taken = not item.pixels and self.engine.takes(body, formats, self.max_pixels)
+            pixels = 0
             if item.pixels:
                 self.engine.place(body, row)
             elif not taken:
-                self.engine.decode(body, formats, self.max_pixels, row, self.resting)
+                pixels = self.engine.decode(body, formats, self.max_pixels, row, self.resting)
+            # What a GPU decodes is not seen here, and the others alone would not be like all.
+            like = (brightness(row.numpy()), sqrt(pixels) or None) if not self.engine.nvjpeg else ()
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:
             logger.exception("decoding failed", extra={"uid": item.uid})
             self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
-            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic()))
+            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic(), *like))
 
     def refuse_unwanted(self, item: Item, now: float) -> None:
         """Nothing is done for nobody."""
@@ -259,7 +267,7 @@ class Pipeline:
             self.metrics.observe(BATCH_SIZE, len(counted))
             for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
                 self.metrics.observe_each(STAGE_SECONDS, [seconds[number] for number in counted], stage)
-            self.count([results[number] for number in counted])
+            self.count([batch[number] for number in counted], [results[number] for number in counted])
         traces = [self.transport.trace(batch[number].item) for number in counted] if self.tracing else []
         answers: dict[int, list[Answer]] = {}
         for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
@@ -270,9 +278,12 @@ class Pipeline:
         if self.tracing:
             self.tracing.batch(started, inference, traces)
 
-    def count(self, results: Sequence[Ranking | Failure]) -> None:
-        """Count what was predicted, and how surely, and what was not."""
+    def count(self, images: Sequence[Decoded], results: Sequence[Ranking | Failure]) -> None:
+        """Count what was predicted, how surely and for what kind of image, and what was not."""
         first = [result[0] for result in results if not isinstance(result, Failure)]
+        told = [image for image, result in zip(images, results, strict=True) if not isinstance(result, Failure)]
+        self.metrics.observe_each(BRIGHTNESS, [image.brightness for image in told if image.brightness is not None])
+        self.metrics.observe_each(SIZE, [image.size for image in told if image.size is not None])
         self.metrics.add(IMAGES, n=len(first))
         self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
         self.metrics.add(UNKNOWN, n=sum(probability < self.unknown_below for _, probability in first))

@@ -37,11 +37,11 @@ class Board:
     def __init__(self, processes: int, places: int, capacity_bytes: int, cells: int = 0) -> None:
         """Room for `capacity_bytes` of bodies, shared equally by the HTTP `processes`, and `places` for workers a side.
 
-        Every HTTP process and then every worker gets so many `cells` (float64).
+        Every HTTP process, every worker and then the main process gets so many `cells` (float64).
         """
         self.processes, self.places, self.workers, self.counted = processes, places, SIDES * places, cells
         self.board_bytes = (1 + self.workers) * ENTRY_BYTES
-        self.slots_start = self.board_bytes + (processes + self.workers) * cells * DOUBLE_BYTES
+        self.slots_start = self.board_bytes + (processes + self.workers + 1) * cells * DOUBLE_BYTES
         self.room = whole_words(capacity_bytes // processes)
         self.documents_start = self.slots_start + self.room * processes
         self.fd = os.memfd_create("darkroom-arena", os.MFD_CLOEXEC)
@@ -55,13 +55,13 @@ class Board:
         self.words = memoryview(self.arena).cast("Q")
 
     def cells(self, index: int) -> ctypes.Array[ctypes.c_double]:
-        """One process's cells: HTTP processes come first, then workers."""
+        """One process's cells: HTTP processes come first, then workers, then the main process."""
         start = self.board_bytes + index * self.counted * DOUBLE_BYTES
         return (ctypes.c_double * self.counted).from_buffer(self.arena, start)
 
     def all_cells(self) -> list[ctypes.Array[ctypes.c_double]]:
         """The cells of every process."""
-        return [self.cells(index) for index in range(self.processes + self.workers)]
+        return [self.cells(index) for index in range(self.processes + self.workers + 1)]
 
     @property
     def phase(self) -> int:

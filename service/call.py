@@ -37,6 +37,7 @@ from service.versions import Version, Versions
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from service.feedback import Feedback
     from service.tracing import Tracing
 
 LONGEST_TIMEOUT_MS = 60_000
@@ -78,6 +79,7 @@ class Endpoint(ABC):
         self.journal, self.metrics = journal, journal.metrics
         self.channel = channel
         self.tracing: Tracing | None = None
+        self.feedback: Feedback | None = None  # that remembers the predictions
 
     @abstractmethod
     def top_k(self, query: bytes) -> int:
@@ -232,7 +234,8 @@ class Call:
         if asked.timeout is not None:
             self.deadline = min(self.deadline, self.started + asked.timeout)
         self.received = monotonic() - self.started
-        self.endpoint.metrics.observe(STAGE_SECONDS, self.received, "receive")
+        if asked.bodies:
+            self.endpoint.metrics.observe(STAGE_SECONDS, self.received, "receive")
         bodies = [image for image in asked.bodies if isinstance(image, bytes)]
         if bodies:
             trace = self.endpoint.tracing.trace_of(self.span) if self.endpoint.tracing and self.span else NO_TRACE
@@ -254,7 +257,11 @@ class Call:
         answered = monotonic()
         version = self.pending.version if self.pending else self.version or self.endpoint.channel().versions.serving
         content = self.endpoint.answered(self.asked, answers, self.request_id, version)
+        if self.endpoint.feedback and answers:
+            self.endpoint.feedback.remember(self.request_id, self.asked, answers)
         self.send(content, answers)
+        if not self.asked.bodies:  # nothing was predicted
+            return
         now = monotonic()
         self.endpoint.metrics.observe(STAGE_SECONDS, now - answered, "respond")
         if content.error is None:

@@ -101,7 +101,7 @@ class BadParameter(Rejected):
 
 
 class NotFound(ServiceError):
-    """No such route."""
+    """No such route, model or prediction."""
 
     status, code = HTTPStatus.NOT_FOUND, "not_found"
 

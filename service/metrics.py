@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from models import statistics
 from models.errors import ImageError
 from service.errors import AnyError, ClientDisconnect, Refused, Rejected, ServiceError, leaves
 
@@ -25,7 +26,7 @@ OTHER_ROUTE = "other"
 V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
 MODELS_ROUTE = "/models"  # and all below
 ROUTES = (
-    *("/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"),
+    *("/predict", "/feedback", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"),
     *(V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
@@ -37,7 +38,6 @@ STAGES = ("receive", "queue", "decode", "inference", "respond")
 # Geometric from 0.1 ms: an idle small model answers a stage in 0.1 ms, the longest deadline is 60 s.
 STAGE_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS = tuple(1 << power for power in range(11))
-CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,6 @@ WORKER_RESTARTS = Family("darkroom_worker_restarts_total", "Workers lost and sta
 NONFINITE = Family("darkroom_nonfinite_total", "Images that the model answered with NaN or infinity")
 UNKNOWN = Family("darkroom_unknown_total", "Images whose first prediction is below the model's unknown threshold")
 PREDICTIONS = Family("darkroom_predictions_total", "First predictions", ("class",), (), seldom=True)
-CONFIDENCE = Family("darkroom_prediction_confidence", "Probability of the first prediction", buckets=CONFIDENCE_BUCKETS)
 AGREES, DIFFERS, FAILS, SKIPPED = "agrees", "differs", "fails", "skipped"
 SHADOWED = Family(
     "darkroom_shadow_images_total",
@@ -128,6 +127,30 @@ SWAPS = Family(
     ("outcome",),
     each((PROMOTED, FAILED)),
 )
+CONFIDENCE = Family(
+    "darkroom_prediction_confidence", "Probability of the first prediction", buckets=statistics.CONFIDENCE
+)
+BRIGHTNESS = Family("darkroom_image_brightness", "Mean level of an image's pixels", buckets=statistics.BRIGHTNESS)
+SIZE = Family(
+    "darkroom_image_side_pixels", "Side of a square of as many pixels as an image has", buckets=statistics.SIZE
+)
+DRIFT = Family(
+    "darkroom_drift_psi",
+    "Population stability index between validation images and the window",
+    ("statistic",),
+    each(statistics.NAMES),
+    gauge=True,
+    seldom=True,
+)
+FEEDBACK = Family("darkroom_feedback_total", "Predictions that somebody judged", ("outcome",), each(("right", "wrong")))
+KEPT = Family(
+    "darkroom_kept_images_total",
+    "What became of images that were to be kept",
+    ("outcome",),
+    each(("written", "labelled", "dropped", "failed", "removed")),
+)
+KEPT_BYTES = Family("darkroom_kept_bytes", "Bytes of the images that are kept", gauge=True)
+DRIFT_IMAGES = Family("darkroom_drift_images", "Images predicted within the window of drift", gauge=True)
 MODEL_INFO = Family(
     "darkroom_model_info", "The model being served", ("name", "version", "digest", "device", "dtype"), gauge=True
 )
@@ -154,6 +177,13 @@ COUNTED = (
     SHADOWED,
     SHADOW_SECONDS,
     SWAPS,
+    BRIGHTNESS,
+    SIZE,
+    DRIFT,
+    DRIFT_IMAGES,
+    FEEDBACK,
+    KEPT,
+    KEPT_BYTES,
 )
 Cells = ctypes.Array[ctypes.c_double]
 
@@ -183,6 +213,11 @@ class Metrics:
         at, _ = self.places[family.name][values]
         with self.lock:
             self.cells[at] += n
+
+    def set(self, family: Family, value: float, *values: str) -> None:
+        """Let a gauge, which no other process counts, have this value."""
+        at, _ = self.places[family.name][values]
+        self.cells[at] = value
 
     def observe(self, family: Family, value: float, *values: str, n: int = 1) -> None:
         """Put `value` into a histogram `n` times."""

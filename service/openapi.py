@@ -15,6 +15,7 @@ from service.rollout import ACTIONS
 from service.settings import Settings
 
 Json = dict[str, Any]
+REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 KEYS: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -98,14 +99,16 @@ def predict(settings: Settings) -> Json:
         "description": f"default min({DEFAULT_TOP_K}, K); more than K gives K",
     }
     timeout: Json = {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS, "default": settings.timeout_ms}
-    request_id: Json = {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}
+    request_id: Json = {"type": "string", "pattern": REQUEST_ID}
     success = {
         "description": "Predictions, highest first; `results` when several images were sent",
         "headers": {name: {"schema": {"type": "string"}} for name in ("X-Request-ID", "Server-Timing")},
         "content": content("application/json", {"oneOf": [ref("One"), ref("Several")]}),
     }
+    kept = f"Images are kept for up to {settings.keep_days} days, for training"
     return {
         "summary": "Classify one or several images",
+        **({"description": kept} if settings.keep_images else {}),
         "operationId": "predict",
         "parameters": [
             {"name": "top_k", "in": "query", "schema": top_k},
@@ -114,6 +117,27 @@ def predict(settings: Settings) -> Json:
         ],
         "requestBody": {"required": True, "content": body},
         "responses": {"200": success, **problems(400, 408, 413, 415, 422, 429, 431, 500, 503, 504)},
+    }
+
+
+def feedback(manifest: Manifest, settings: Settings) -> Json:
+    """`POST /feedback`."""
+    request_id, name = {"type": "string", "pattern": REQUEST_ID}, {"enum": list(manifest.classes)}
+    image = {"type": "integer", "minimum": 0, "maximum": settings.max_images - 1}
+    told = {"description": "which of several images, 0 for the first"}
+    body = struct({"request_id": request_id, "class": name, "image": image | told}, required=["request_id", "class"])
+    members = {"request_id": request_id, "image": image, "predicted": name, "class": name, "right": {"type": "boolean"}}
+    success = {
+        "description": "Whether the prediction was right; the same feedback again changes nothing",
+        "content": content(
+            "application/json", struct(members, required=[member for member in members if member != "image"])
+        ),
+    }
+    return {
+        "summary": "Tell what an image really was, by the X-Request-ID of its prediction",
+        "operationId": "feedback",
+        "requestBody": {"required": True, "content": content("application/json", body)},
+        "responses": {"200": success, **problems(400, 404, 408, 413, 415, 429, 431, 500, 503, 504)},
     }
 
 
@@ -214,6 +238,8 @@ def document(manifest: Manifest, settings: Settings, release: str, *, keyed: boo
         "/readyz": get("Ready to answer, bare", None, 503),
         "/livez": get("Working, or able to recover by itself", None, 503),
     }
+    if settings.feedback:
+        paths["/feedback"] = {"post": guarded(feedback(manifest, settings), keyed)}
     if settings.metrics_port is None:
         paths["/metrics"] = get("Prometheus metrics of all processes", "text/plain")
     if settings.info:

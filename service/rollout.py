@@ -22,6 +22,7 @@ from models.errors import ArtifactError
 from models.manifest import Manifest
 from service.board import LONGEST_DOCUMENT, STATE
 from service.crew import Crew, Edition
+from service.drift import Drift
 from service.logs import logger
 from service.metrics import FAILED, PROMOTED, SWAPS, Metrics
 from service.store import Store, differs
@@ -29,7 +30,7 @@ from service.transport import MESSAGE_BYTES, Transport
 
 ACTIONS = LOAD, PROMOTE, SHADOW, SHARE, ROLLBACK = "load", "promote", "shadow", "share", "rollback"
 SERVES, LOADS, READY, LEAVES = "serving", "loading", "ready", "leaving"
-WATCH_LOOKS = 4  # the pointer is read at every fourth look
+WATCH_S = 1.0  # between two looks at the folder
 
 
 class Refusal(Exception):
@@ -50,16 +51,18 @@ class Order:
 class Rollout:
     """Which versions there are and what becomes of them; one order at a time."""
 
-    def __init__(self, transport: Transport, metrics: Metrics, crews: Sequence[Crew], store: Store) -> None:
-        """The first crew serves; `metrics` may write for workers."""
-        self.transport, self.metrics, self.crews, self.store = transport, metrics, crews, store
+    def __init__(
+        self, transport: Transport, metrics: Metrics, crews: Sequence[Crew], store: Store, drift: Drift
+    ) -> None:
+        """The first crew serves; `metrics` are the main process's."""
+        self.transport, self.metrics, self.crews, self.store, self.drift = transport, metrics, crews, store, drift
         self.order: Order | None = None  # that takes time
         self.last: dict[str, Any] | None = None
         self.previous: Path | None = None  # what served before
         self.checked: SimpleQueue[Edition | str] | None = None  # while a file is looked at
         self.leaving: Crew | None = None
         self.empty = 0  # looks at which nothing was on the leaving side
-        self.looks = 0
+        self.watched = 0.0  # when the folder was last looked at
         self.available: list[str] = []
         self.carry_out = dict(
             zip(ACTIONS, (self.load, self.promote, self.shadow, self.share, self.rollback), strict=True)
@@ -82,14 +85,14 @@ class Rollout:
         """Whether there is a candidate that does not leave."""
         return self.candidate.edition is not None and self.candidate is not self.leaving
 
-    def look(self) -> None:
-        """Carry out what is ordered, and go on with what is under way."""
-        self.looks += 1
+    def look(self, now: float) -> None:
+        """Carry out what is ordered, and go on with what is under way; `now` in seconds of CLOCK_MONOTONIC."""
         for order in self.orders():
             self.attempt(order)
         self.let_leave()
         self.advance()
-        if self.looks % WATCH_LOOKS == 1:
+        if now - self.watched > WATCH_S:
+            self.watched = now
             self.available = self.store.names()
             self.watch()
         self.tell()
@@ -196,9 +199,11 @@ class Rollout:
         """The candidate answers from now on; the version before finishes what it has."""
         old, new = self.serving, self.candidate
         assert old.edition, "the crew that serves has a version"
+        assert new.edition, "it is ready"
         self.previous = old.edition.path
         self.transport.divide(new.side)
-        self.count(PROMOTED)
+        self.metrics.add(SWAPS, PROMOTED)
+        self.drift.expect(new.edition.manifest.validation_statistics)
         self.part_with(old)
         self.close(order)
 
@@ -234,7 +239,7 @@ class Rollout:
 
     def fail(self, order: Order, reason: str) -> None:
         """The version before goes on."""
-        self.count(FAILED)
+        self.metrics.add(SWAPS, FAILED)
         self.close(order, reason)
 
     def close(self, order: Order, reason: str = "") -> None:
@@ -247,12 +252,6 @@ class Rollout:
             logger.error("an order failed", extra=told | {"reason": reason})
         else:
             logger.info("an order was carried out", extra=told)
-
-    def count(self, outcome: str) -> None:
-        """Count a version that took over or failed."""
-        berth = self.serving.berths[0].index
-        self.metrics.cells = self.transport.cells(self.transport.processes + berth)
-        self.metrics.add(SWAPS, outcome)
 
     def tell(self) -> None:
         """Show on the board how things are."""

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service import __version__, administration, open_inference, openapi, page, speed
+from service import __version__, administration, feedback, open_inference, openapi, page, speed
 from service.board import FAILED
 from service.call import refuse_unready
 from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
@@ -29,7 +29,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
 Answering = Callable[[Request], Awaitable[Response]]
 # Settings that are nobody's outside.
-NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file"}
+NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file", "keep_images"}
 
 
 def build(
@@ -61,11 +61,13 @@ def build(
     def info(request: Request) -> Response:
         keys.check(dict(request.scope["headers"]))
         limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
-        facts = {
+        facts: dict[str, object] = {
             "manifest": versions.serving.manifest.model_dump(mode="json"),
             "limits": limits,
             "version": __version__,
         }
+        if settings.keep_images:
+            facts["images_kept"] = True
         for told in transport.told_on(transport.serving)[:1]:
             facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
             facts["speed"] = speed.of(told["plan"], settings).told()
@@ -95,8 +97,9 @@ def build(
         answers["/openapi.json"] = lambda _: JSONResponse(document())
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document()))
         answers["/"] = tried
+    answered = [ROUTE, *([feedback.ROUTE] if settings.feedback else ())]
     return [
-        Route(ROUTE, answered_before, methods=["POST"]),
+        *(Route(path, answered_before, methods=["POST"]) for path in answered),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
         *described(versions, livez, readyz),
         *(administration.routes(transport, admins) if admins else ()),

@@ -32,12 +32,15 @@ import litserve
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
-from service import logs, open_inference, routes, speed
+from service import feedback, logs, open_inference, routes, speed
+from service.album import Album, Sweeper
 from service.board import DRAINING, FAILED, LOADING, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
 from service.channel import Channel
 from service.crew import Berth, Crew, Edition
+from service.drift import Drift
+from service.feedback import Feedback
 from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
@@ -140,8 +143,12 @@ class Server(litserve.LitServer):
         self.versions = Versions(self.transport)
         watching = Metrics(manifest.classes)
         self.supervisor = Supervisor(self.transport, watching, self.crews, self.launch)
-        self.rollout = Rollout(self.transport, watching, self.crews, store)
-        self.supervisor.also = self.rollout.look
+        own = Metrics(manifest.classes)  # of the main process
+        everybody = self.transport.all_cells()
+        own.cells = everybody[-1]
+        drift = Drift(manifest.validation_statistics, own, everybody, settings.drift_window_s)
+        self.rollout = Rollout(self.transport, own, self.crews, store, drift)
+        self.supervisor.also = self.rollout.look, drift.look
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.manager: Any = None
@@ -153,6 +160,17 @@ class Server(litserve.LitServer):
         self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
             open_inference.paths(manifest), OpenInference(*shared)
         )
+        self.feedback: Feedback | None = None
+        self.sweeper: Sweeper | None = None
+        if settings.feedback:
+            self.feedback = Feedback(*shared)
+            for endpoint in self.endpoints.values():
+                endpoint.feedback = self.feedback
+            self.endpoints[feedback.ROUTE] = self.feedback
+        if self.feedback and (folder := settings.keep_images):
+            kept = folder.absolute(), manifest.classes
+            self.sweeper = Sweeper(settings, *kept, own, everybody)
+            self.feedback.album = Album(*kept, settings.keep_bytes, self.metrics, everybody)
         self.scrape = routes.scrape_of(manifest.name, settings, self.transport, self.metrics)
         table = routes.build(self.versions, settings, keys, admins, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
@@ -240,6 +258,8 @@ class Server(litserve.LitServer):
             except OSError as error:
                 raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
+        if self.sweeper:
+            threading.Thread(target=self.sweeper.run, name="sweeper", daemon=True).start()
         self.announce()
         return processes
 
@@ -288,6 +308,8 @@ class Server(litserve.LitServer):
         pace = speed.pace(self.transport, self.settings)
         shared = self.settings.capacity, self.metrics, self.versions, pace
         self.channel = Channel(self.transport, app.response_queue_id, *shared)
+        if self.feedback:
+            self.feedback.begin(app.response_queue_id)
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing
@@ -298,6 +320,8 @@ class Server(litserve.LitServer):
         async with super().lifespan(app):
             yield
         self.channel.close()
+        if self.feedback:
+            self.feedback.close()
         if tracing:
             tracing.close()
 

@@ -99,6 +99,15 @@ class Settings(BaseSettings):
         None, description=f"file of keys for /models, which changes versions; also the variable {ADMIN_KEYS_VARIABLE}"
     )
     metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of its own for /metrics")
+    drift_window_s: int = Field(
+        3600, ge=1, le=604_800, description="over how long images are compared with those of validation"
+    )
+    feedback: CliImplicitFlag[bool] = Field(True, description="serve /feedback: what an image really was")
+    keep_images: Path | None = Field(
+        None, description="folder to keep images in for the next training, sorted by feedback; none are kept without"
+    )
+    keep_bytes: int = Field(1 << 30, ge=MIB, le=1 << 50, description="most bytes of kept images; then the oldest go")
+    keep_days: int = Field(30, ge=1, le=3650, description="how long images are kept at most")
     docs: CliImplicitFlag[bool] = Field(True, description="serve the page at /, /docs and /openapi.json")
     info: CliImplicitFlag[bool] = Field(True, description="serve /info")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto is text on a terminal, else JSON")
@@ -114,6 +123,14 @@ class Settings(BaseSettings):
         if port is not None and port == others.data.get("port"):
             raise ValueError("must not be --port")
         return port
+
+    @field_validator("keep_images")
+    @classmethod
+    def sorted_by_feedback(cls, folder: Path | None, others: ValidationInfo) -> Path | None:
+        """Refuse to keep what nobody can judge."""
+        if folder is not None and not others.data.get("feedback"):
+            raise ValueError("needs --feedback")
+        return folder
 
     @property
     def accepted_formats(self) -> tuple[str, ...]:

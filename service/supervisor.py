@@ -45,7 +45,7 @@ class Supervisor:
     ) -> None:
         """`launch` starts a process in an empty berth of a crew."""
         self.transport, self.metrics, self.crews, self.launch = transport, metrics, crews, launch
-        self.also: Callable[[], None] = lambda: None  # looks, too, once the service is ready
+        self.also: Sequence[Callable[[float], None]] = ()  # others that look, once the service is ready
         # Without one of these the service cannot go on.
         self.manager: Sequence[BaseProcess] = ()
         self.http: Sequence[BaseProcess] = ()
@@ -108,7 +108,8 @@ class Supervisor:
                     logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
                     berth.process.kill()  # the next look finds it ended
         if not self.closed and self.transport.phase == READY:
-            self.also()
+            for look in self.also:
+                look(now)
         if not self.closed and self.transport.phase in (READY, DRAINING):
             for crew in self.crews:
                 if crew.edition:

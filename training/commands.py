@@ -29,6 +29,7 @@ from training.measurement import BATCH, answers, confusion, measure, viewed
 from training.pixels import Prepared, Split, in_order, prepare
 from training.ranks import joined
 from training.recipe import Recipe
+from training.statistics import statistics
 from training.terminal import bar, interruptible, say
 from training.unknown import strangers
 
@@ -177,11 +178,13 @@ def publish(
         "data": source.name,
         "weights": order.weights and Path(order.weights).name,  # a path would name the author's machine
     }
-    proof = None
+    proof, likeness = None, None
     if validation := prepared.splits.get("val"):
         proof = artifact.Validation(
             validation.batches(in_order(len(validation.labels), BATCH)), int(figures.matrices["validation"].trace())
         )
+        predicted, confidence = figures.predicted["validation"], figures.confidence["validation"]
+        likeness = statistics(predicted, confidence, len(source.classes), validation, source.splits["val"])
     manifest = artifact.save(
         order.out,
         classifier,
@@ -195,6 +198,7 @@ def publish(
         data_fingerprint=prepared.fingerprint,
         metrics=figures.metrics,
         unknown_threshold=figures.unknown_threshold,
+        validation_statistics=likeness,
     )
     sizes = {name: len(split.labels) for name, split in prepared.splits.items()}
     document = {

@@ -46,6 +46,7 @@ class Figures:
     views: Mapping[str, Accuracy] = field(default_factory=dict)  # of the mean over six views, where it was asked for
     unknown_threshold: float | None = None  # where there are validation images
     unknown: Unknown | None = None
+    confidence: Mapping[str, Tensor] = field(default_factory=dict)  # of `predicted`, float32 (N,)
 
     @property
     def accuracies(self) -> dict[str, Accuracy]:
@@ -115,12 +116,13 @@ def measure(
     # As in Classifier.forward, so that an artifact's answers are these.
     highest = {name: (scores / temperature).softmax(1).max(1) for name, scores in logits.items()}
     predicted = {name: best.indices for name, best in highest.items()}
+    confidence = {name: best.values for name, best in highest.items()}
     matrices = {
         name: confusion(predicted[name], split.labels, logits[name].size(1)) for name, split in measured.items()
     }
     on = next((name for name in ("test", "validation") if name in measured), None)
     if not on:
-        return Figures(predicted, matrices)
+        return Figures(predicted, matrices, confidence=confidence)
     split, scores = measured[on], logits[on]
     right = predicted[on] == split.labels
     threshold, known = None, None
@@ -140,6 +142,7 @@ def measure(
         {name: viewed(classifier.logits, part, device) for name, part in measured.items()} if views else {},
         threshold,
         known,
+        confidence,
     )
 
 

@@ -35,6 +35,7 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, M
         version=escape(manifest.version),
         accept=",".join(f"image/{name.lower()}" for name in formats),
         formats=", ".join(formats),
+        kept=f" It keeps them for up to {settings.keep_days} days, to learn from." if settings.keep_images else "",
         megabytes=f"{settings.max_body_bytes / 1e6:.3g}",
         card="".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows(manifest)),
         classes="".join(f"<li>{escape(name)}</li>" for name in manifest.classes),

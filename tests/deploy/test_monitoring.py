@@ -20,6 +20,8 @@ import pytest
 import requests
 import yaml
 
+from models.manifest import Histogram, Statistics
+from models.statistics import BRIGHTNESS, CONFIDENCE, SIZE
 from tests import artifacts, running
 from tests.pictures import noise
 from tests.running import Service
@@ -30,6 +32,13 @@ DASHBOARD = DEPLOY / "grafana" / "dashboards" / "darkroom.json"
 PATIENCE_S = 60
 LOAD_S = 12  # several scrapes, so that every rate has something to compare
 NEEDS_A_GPU = "darkroom_gpu_"
+LIKE = Statistics(
+    classes=(100,) * len(artifacts.CLASSES),
+    **{
+        name: Histogram(edges=edges, counts=(100,) * (len(edges) + 1))
+        for name, edges in (("confidence", CONFIDENCE), ("brightness", BRIGHTNESS), ("size", SIZE))
+    },
+)
 # What the client sends: body, content type, route and the status that it must be answered with.
 SENT = (
     *((noise(seed, (70, 50), "JPEG"), "image/jpeg", "/predict", 200) for seed in range(4)),
@@ -80,8 +89,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: make system")
     folder = tmp_path_factory.mktemp("prometheus")
-    artifacts.save(folder / "model.pt")
-    flags = "--http-processes", "2", "--workers", "2"
+    artifacts.save(folder / "model.pt", validation_statistics=LIKE)
+    flags = "--http-processes", "2", "--workers", "2", "--drift-window-s", "300"
     with running.serving(folder / "model.pt", *flags) as service, prometheus(folder, service) as url:
         found = Watched(service, url, Counter())
         found.until('up{job="darkroom"}', 1)
@@ -90,11 +99,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 @contextmanager
-def prometheus(folder: Path, service: Service) -> Iterator[str]:
+def prometheus(folder: Path, service: Service, rules: Path = PROMETHEUS / "rules.yml") -> Iterator[str]:
     """A Prometheus with the configuration of `deploy/`, that scrapes `service` every second; its address."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(PROMETHEUS / "rules.yml")]
+    config["rule_files"] = [str(rules)]
     (scraped,) = config["scrape_configs"]
     del scraped["dns_sd_configs"]
     scraped["static_configs"] = [{"targets": [service.url.removeprefix("http://")]}]

@@ -15,6 +15,8 @@ METRICS = {
     *("model_info", "predictions_total", "prediction_confidence"),
     "unknown_total",
     *("swaps_total", "shadow_images_total", "shadow_duration_seconds"),
+    *("image_brightness", "image_side_pixels", "drift_psi", "drift_images"),
+    *("feedback_total", "kept_images_total", "kept_bytes"),
     *("answer_duration_seconds", "queue_bytes", "capacity_bytes"),
     *("build_info", "workers_ready", "capacity_images", "load_seconds"),
 }
@@ -26,7 +28,18 @@ PROCESS_METRICS = {
 def test_openapi_documents_every_route_and_every_code(service: Service) -> None:
     document = service.get("/openapi.json").json()
 
-    routes = {"/predict", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"}
+    routes = {
+        "/predict",
+        "/feedback",
+        "/health",
+        "/readyz",
+        "/livez",
+        "/metrics",
+        "/info",
+        "/",
+        "/docs",
+        "/openapi.json",
+    }
     assert routes == {path for path in document["paths"] if not path.startswith("/v2")}
     assert {"/v2", "/v2/models/test", "/v2/models/test/infer", "/v2/repository/index"} < document["paths"].keys()
     assert sorted(BY_CODE) == document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]

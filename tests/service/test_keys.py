@@ -253,7 +253,7 @@ def test_openapi_shows_which_routes_need_a_key() -> None:
     refusing = {path for path, operation in operations if "401" in operation["responses"]}
 
     infer = {"/v2/models/test/infer", "/v2/models/test/versions/1/infer"}
-    assert {"/predict", "/info", *infer} == needing == refusing
+    assert {"/predict", "/feedback", "/info", *infer} == needing == refusing
     assert {"bearer", "header"} == set(made["components"]["securitySchemes"])
     assert [{"bearer": []}, {"header": []}] == made["paths"]["/predict"]["post"]["security"]
 
@@ -262,6 +262,7 @@ def test_openapi_lists_no_route_that_is_switched_off() -> None:
     everything = set(document()["paths"])
 
     assert everything - {"/info"} == set(document(info=False)["paths"])
+    assert everything - {"/feedback"} == set(document(feedback=False)["paths"])
     assert everything - {"/", "/docs", "/openapi.json"} == set(document(docs=False)["paths"])
     assert everything - {"/metrics"} == set(document(metrics_port=9000)["paths"])
 
