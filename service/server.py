@@ -147,8 +147,8 @@ class Server(litserve.LitServer):
         everybody = self.transport.all_cells()
         own.cells = everybody[-1]
         drift = Drift(manifest.validation_statistics, own, everybody, settings.drift_window_s)
-        self.rollout = Rollout(self.transport, own, self.crews, store, drift)
-        self.supervisor.also = self.rollout.look, drift.look
+        rollout = Rollout(self.transport, own, self.crews, store, drift)
+        self.supervisor.also = rollout.look, drift.look
         self.sockets = [holder]
         self.channel: Channel | None = None
         self.manager: Any = None
@@ -278,7 +278,8 @@ class Server(litserve.LitServer):
                 self.transport.phase = FAILED
                 raise StartError("the model worker was lost before the service could start")
             self.crews[0].prove(told[0]["plan"])
-            self.rollout.tell()
+            for look in self.supervisor.also:  # before the first request
+                look(monotonic())
             self.transport.phase = READY
         banner(self.model, address, told[0])
 

@@ -73,7 +73,18 @@ def test_all_shapes10_test_images_over_http_give_the_trainers_accuracy(tmp_path:
 
 def test_cifar10_test_images_over_http_give_the_trainers_accuracy(tmp_path: Path, test_data: Path) -> None:
     subprocess.run([sys.executable, str(test_data / "unpack_cifar10.py"), str(tmp_path)], check=True)
-    flags = ["--data", "cifar10", "--data-dir", str(tmp_path), "--recipe", "tutorial", "--epochs", "1"]
+    flags = [
+        "--data",
+        "cifar10",
+        "--data-dir",
+        str(tmp_path),
+        "--recipe",
+        "tutorial",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "128",
+    ]
     trained = train(tmp_path, *flags)
     test = CIFAR10(tmp_path, train=False)
     with serving(trained.model) as service:
