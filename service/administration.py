@@ -1,31 +1,43 @@
 """The routes by which operators change the version that serves, behind keys of their own; without these there are none.
 
-    GET /models                        versions, what is under way, how the last order ended
+    GET /models                        versions, what is under way, how the last orders ended
     POST /models/load                  {"version": "2"}, and "promote": true to let it serve as soon as it is ready
-    POST /models/shadow | promote      {}
+    POST /models/shadow | promote      {}, or {"version": "2"} to be sure of which
     POST /models/share                 {"share": 0.1}
     POST /models/rollback              {}
 
-An order is answered at once, 202; `last` under GET /models tells by its `id` how it ended.
+An order is answered at once, 202; `ended` under GET /models tells by its `id` how it ended.
 """
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service.board import STATE
+from service.call import refuse_unready
 from service.errors import AtCapacity, BadJson, BadParameter, TooLarge
 from service.keys import Keys
 from service.metrics import MODELS_ROUTE
-from service.rollout import ACTIONS, LOAD, SHARE, Order
+from service.rollout import ACTIONS, LOAD, PROMOTE, ROLLBACK, SHADOW, SHARE, Order
+from service.store import Store
 from service.transport import Transport
 
 LONGEST_ORDER = 4096  # bytes
+TAKEN: dict[str, set[str]] = {
+    LOAD: {"version", "promote"},
+    SHADOW: {"version"},
+    SHARE: {"version", "share"},
+    PROMOTE: {"version"},
+    ROLLBACK: set(),
+}
 
 
 class Wish(BaseModel):
@@ -38,7 +50,7 @@ class Wish(BaseModel):
     promote: bool = False
 
 
-def routes(transport: Transport, admins: Keys) -> list[Route]:
+def routes(transport: Transport, admins: Keys, store: Store) -> list[Route]:
     """What operators may ask an HTTP process."""
 
     def keyed(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -49,12 +61,16 @@ def routes(transport: Transport, admins: Keys) -> list[Route]:
         return answer_if_keyed
 
     async def state(_: Request) -> Response:
-        return Response(transport.document(STATE) or b"{}", media_type="application/json")
+        with suppress(OSError):
+            there = await run_in_threadpool(store.names)
+            return JSONResponse(json.loads(transport.document(STATE)) | {"available": there})
+        return JSONResponse(json.loads(transport.document(STATE)) | {"available": []})
 
     def ordering(action: str) -> Callable[[Request], Awaitable[Response]]:
         async def accept(request: Request) -> Response:
+            refuse_unready(transport.phase)
             wish = wished(action, await limited(request))
-            order = Order(request.state.id, action, wish.version, wish.share or 0.0, wish.promote)
+            order = Order(uuid4().hex, action, wish.version, wish.share or 0.0, wish.promote)
             try:
                 transport.orders[0].send(json.dumps(asdict(order)).encode())
             except BlockingIOError:
@@ -92,6 +108,8 @@ def wished(action: str, body: bytes) -> Wish:
         kind = BadJson if first["type"] in ("json_invalid", "model_type") else BadParameter
         where = ".".join(map(str, first["loc"])) or "The body"
         raise kind(f"{where}: {first['msg']}.") from None
+    if unfit := wish.model_fields_set - TAKEN[action]:
+        raise BadParameter(f"{', '.join(sorted(unfit))}: not for {action}.")
     if action == LOAD and not wish.version:
         raise BadParameter('Say which version: {"version": "NAME"}; GET /models tells which there are.')
     if action == SHARE and wish.share is None:

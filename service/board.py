@@ -63,6 +63,10 @@ class Board:
         """The cells of every process."""
         return [self.cells(index) for index in range(self.processes + self.workers + 1)]
 
+    def serving_cells(self) -> list[ctypes.Array[ctypes.c_double]]:
+        """The cells of the workers of the side that answers."""
+        return [self.cells(self.processes + worker) for worker in self.workers_on(self.serving)]
+
     @property
     def phase(self) -> int:
         """LOADING, READY, DRAINING or FAILED, as the main process sees the service."""
@@ -174,25 +178,25 @@ class Board:
     def publish(self, number: int, text: bytes) -> None:
         """Write a document, by the main process alone: beside what is there, so that no half text is read."""
         assert len(text) <= LONGEST_DOCUMENT, "checked when the artifact was read"
-        edition = self.edition(number) + 1
-        at = self.document_at(number, edition)
+        count = self.written(number) + 1
+        at = self.document_at(number, count)
         self.arena[at + LENGTH.size : at + LENGTH.size + len(text)] = text
         LENGTH.pack_into(self.arena, at, len(text))
-        LENGTH.pack_into(self.arena, DOCUMENTS_AT + number * LENGTH.size, edition)
+        LENGTH.pack_into(self.arena, DOCUMENTS_AT + number * LENGTH.size, count)
 
-    def edition(self, number: int) -> int:
+    def written(self, number: int) -> int:
         """How often a document has been written."""
         return int(LENGTH.unpack_from(self.arena, DOCUMENTS_AT + number * LENGTH.size)[0])
 
     def document(self, number: int) -> bytes:
         """A document as it was last written."""
-        at = self.document_at(number, self.edition(number))
+        at = self.document_at(number, self.written(number))
         (length,) = LENGTH.unpack_from(self.arena, at)
         return self.arena[at + LENGTH.size : at + LENGTH.size + length]
 
-    def document_at(self, number: int, edition: int) -> int:
-        """Where a document's edition begins."""
-        return self.documents_start + (2 * number + edition % 2) * DOCUMENT_BYTES
+    def document_at(self, number: int, count: int) -> int:
+        """Where a document begins that is written for the `count`th time."""
+        return self.documents_start + (2 * number + count % 2) * DOCUMENT_BYTES
 
     def clear(self, worker: int) -> None:
         """A worker is no more."""

@@ -35,7 +35,6 @@ class Boundary:
         headers = dict(scope["headers"])
         request_id = self.journal.request_id(headers.get(b"x-request-id", b""))
         route = label(scope["path"], self.routes)
-        scope.setdefault("state", {})["id"] = request_id
         status, code = 0, ""
 
         async def send_with_id(message: Message) -> None:

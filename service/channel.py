@@ -71,6 +71,7 @@ class Pending:
     ) -> None:
         """`done` gets all answers in order, all from one version, or `failed` why not all come in time; never both."""
         self.version = version
+        self.named = False  # the request asks for this version and no other
         self.twin: Pending | None = None  # the same images, of the other version
         self.answers: list[Answer] = [NONE] * count
         self.uids = [NO_UID] * count
@@ -117,7 +118,7 @@ class Channel:
         capacity: int,
         metrics: Metrics,
         versions: Versions | None = None,
-        pace: Pace | None = None,
+        expected: Callable[[], Pace] = Pace,
     ) -> None:
         """Of the service's `capacity` (images) this process has its equal share, at least one."""
         self.transport = transport
@@ -131,7 +132,7 @@ class Channel:
         self.retried: set[int] = set()
         self.versions = versions or Versions(transport)
         self.uids = count(NO_UID + 1)
-        self.pace = pace or Pace()
+        self.expected, self.pace, self.paced_for = expected, expected(), self.versions.serving
         self.canaries: list[Pending] = []  # that are not answered yet
         self.asked_at = -inf
         self.slowest = 0.0  # forward pass, seconds
@@ -177,6 +178,7 @@ class Channel:
         """
         lengths = [slot_bytes(len(body)) for body in bodies]
         self.admit(lengths, deadline)
+        named = version is not None
         version = self.enter(len(bodies), version, canary=top_k == CANARY)
         try:
             offsets = self.place(bodies, lengths, trace)
@@ -186,6 +188,7 @@ class Channel:
         if not self.waiting:
             self.pace.idle()
         pending = Pending(len(bodies), version, deadline, done, failed)
+        pending.named = named
         item = Item(self.process, NO_UID, 0, 0, top_k, monotonic(), deadline, pixels)
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
             self.send(item._replace(offset=offset, length=len(body)), pending, position)
@@ -224,7 +227,7 @@ class Channel:
         while True:
             version = wanted or (self.versions.serving if canary else self.versions.choose())
             self.waits(version.side, images)
-            if self.transport.opened(version.side) and self.versions.on(version.side) is version:
+            if self.transport.opened(version.side) and self.transport.written(version.side) == version.written:
                 return version
             self.waits(version.side, -images)
             if wanted:
@@ -238,15 +241,22 @@ class Channel:
     def shadow(self, bodies: Sequence[bytes], item: Item, pending: Pending) -> None:
         """Send copies to the version that does not answer, where there is room; its answers are compared."""
         other = self.versions.on(1 - pending.version.side)
-        if self.on_side[other.side] + len(bodies) > SHADOWS:
+        lengths = [slot_bytes(len(body)) for body in bodies]
+        crowded = 2 * (self.metrics.value(QUEUE_BYTES) + sum(lengths)) > self.transport.room
+        if crowded or self.on_side[other.side] + len(bodies) > SHADOWS:
             self.metrics.add(SHADOWED, SKIPPED, n=len(bodies))
             return
         try:
-            offsets = self.place(bodies, [slot_bytes(len(body)) for body in bodies])
+            offsets = self.place(bodies, lengths)
         except AtCapacity:
             self.metrics.add(SHADOWED, SKIPPED, n=len(bodies))
             return
         self.waits(other.side, len(bodies))
+        if not self.transport.opened(other.side):  # since just now; see `enter`
+            self.waits(other.side, -len(bodies))
+            for body, offset in zip(bodies, offsets, strict=True):
+                self.give(offset, len(body))
+            return
         twin = Pending(len(bodies), other, item.deadline, ignore, ignore)
         twin.twin, pending.twin = pending, twin
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
@@ -301,6 +311,8 @@ class Channel:
         """Ask by a canary, on the way of all images, whether they are answered, where no image tells."""
         self.ticking = self.loop.call_later(TICK_S, self.tick)
         self.slowest = max((facts["pass_seconds"] for facts in self.transport.all_told()), default=self.slowest)
+        if self.versions.serving is not self.paced_for:  # another version, which may be faster or slower
+            self.pace, self.paced_for = self.expected(), self.versions.serving
         self.canaries = [canary for canary in self.canaries if canary.missing and canary.awaited]
         # One a worker and one more: a worker that has stopped may hold some.
         few = len(self.canaries) <= len(self.transport.all_told())
@@ -346,15 +358,18 @@ class Channel:
             if not message:
                 self.loop.remove_reader(self.receiver)
                 return
-            served = 0
+            served, serving = 0, self.transport.serving
             for answer in Answer.unpack_all(message):
                 if answer.uid == NO_UID:
                     self.take_news(answer)
                 elif answer.uid in self.waiting:
-                    served += bool(answer.predictions) and not self.waiting[answer.uid][0].shadow
+                    item, pending, _ = self.waiting[answer.uid]
+                    if answer.predictions and not item.shadow:
+                        served += 1
+                        if pending.version.side == serving:
+                            self.answered_at = monotonic()
                     self.free(answer.uid, answer)
             if served:
-                self.answered_at = monotonic()
                 self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.slowest))
 
     def free(self, uid: int, answer: Answer) -> None:
@@ -362,8 +377,7 @@ class Channel:
         item, pending, position = self.waiting.pop(uid)
         self.retried.discard(uid)
         self.words[item.offset // WORD_BYTES + UID] = NO_UID
-        self.slots.give(item.offset, slot_bytes(item.length))
-        self.metrics.add(QUEUE_BYTES, n=-slot_bytes(item.length))
+        self.give(item.offset, item.length)
         self.waits(pending.version.side, -1)
         if item.counted:
             self.images -= 1
@@ -375,10 +389,15 @@ class Channel:
             compare(self.metrics, served.answers, shadow.answers)
             pending.twin = twin.twin = None
 
+    def give(self, offset: int, length: int) -> None:
+        """Free the slot of a body of this length."""
+        self.slots.give(offset, slot_bytes(length))
+        self.metrics.add(QUEUE_BYTES, n=-slot_bytes(length))
+
     def take_news(self, answer: Answer) -> None:
         """A worker is lost, or all of a side, or all are for good."""
         if answer.code == ABANDONED:
-            self.leave(int(answer.detail))
+            self.leave(*map(int, answer.detail.split()))
         elif answer.code:
             for uid, (_, pending, _) in list(self.waiting.items()):
                 pending.fail(NotReady(answer.detail))
@@ -406,13 +425,20 @@ class Channel:
                 self.retried.add(pending.uids[position])
             self.retried.discard(uid)
 
-    def leave(self, side: int) -> None:
-        """Nobody works on a side any more: requests without any answer go to the version that serves."""
+    def leave(self, side: int, written: int) -> None:
+        """Nobody works on that version any more: requests without any answer go to the one that serves.
+
+        But for those that ask for that version and no other.
+        """
         serving = self.versions.serving
-        left = [(uid, *told) for uid, told in self.waiting.items() if told[1].version.side == side]
+        left = [
+            (uid, *told)
+            for uid, told in self.waiting.items()
+            if (told[1].version.side, told[1].version.written) == (side, written)
+        ]
         whole = {pending for _, _, pending, _ in left if pending.awaited and pending.missing == len(pending.uids)}
         for uid, item, pending, position in left:
-            if pending in whole and not item.shadow and serving.side != side:
+            if pending in whole and not (item.shadow or pending.named):
                 del self.waiting[uid]
                 self.retried.discard(uid)
                 self.waits(side, -1)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -52,7 +53,7 @@ class Remote:
                 return answer
         except HTTPError as error:
             raise Trouble(refusal(error)) from None
-        except (URLError, OSError, ValueError) as error:
+        except (URLError, OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Trouble(f"no service answers at {self.url}: {reason}") from None
 
@@ -65,11 +66,11 @@ class Remote:
         until = monotonic() + wait_s
         while monotonic() < until:
             state = self.ask("/models")
-            last = state.get("last") or {}
-            if last.get("id") == order:
-                if not last["done"]:
-                    raise Trouble(last["detail"])
-                return state
+            for ended in state.get("ended", []):
+                if ended["id"] == order and not ended["done"]:
+                    raise Trouble(ended["detail"])
+                if ended["id"] == order:
+                    return state
             sleep(LOOK_S)
         raise Trouble(f"not done after {wait_s:g} s; python -m service models list tells how it goes")
 
@@ -96,11 +97,13 @@ def parser() -> Parser:
     )
     shared.add_argument("--wait", type=float, default=300, help="seconds to wait for the end (default: %(default)s)")
     actions = made.add_subparsers(dest="action", required=True, metavar="list|load|shadow|share|promote|rollback")
-    for action in ("list", "shadow", "promote", "rollback"):
+    for action in ("list", "rollback"):
         actions.add_parser(action, parents=[shared])
+    for action in ("shadow", "promote"):
+        actions.add_parser(action, parents=[shared]).add_argument("version", nargs="?", help="to be sure of which")
     load = actions.add_parser("load", parents=[shared])
     load.add_argument("version", help="the name of a file, without .pt")
-    load.add_argument("--promote", action="store_true", help="let it serve as soon as it is ready")
+    load.add_argument("--promote", action="store_true", default=None, help="let it serve as soon as it is ready")
     share = actions.add_parser("share", parents=[shared])
     share.add_argument("share", type=float, help="from 0 to 1")
     return made

@@ -60,10 +60,10 @@ class Crew:
         self.proved = False  # every worker that is wanted has loaded once
         self.trouble = ""  # why it was dismissed
 
-    def begin(self, edition: Edition) -> None:
-        """Keep workers for this version from now on."""
+    def begin(self, edition: Edition, load_seconds: float = 0.0) -> None:
+        """Keep workers for this version from now on; `load_seconds` is what another took to load."""
         self.edition = edition
-        self.failures, self.next_start, self.load_seconds = 0, 0.0, 0.0
+        self.failures, self.next_start, self.load_seconds = 0, 0.0, load_seconds
         self.proved, self.trouble = False, ""
 
     def prove(self, plan: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Drift: how far the images and answers of a sliding window are from those that the model was validated on.
 
-The main process looks at what all workers have counted and keeps the sums of before; `darkroom_drift_psi` is absent
-where the manifest has no statistics, and while the window holds so few images that chance alone could make it large.
+The main process looks at what the workers of the version that serves have counted and keeps the sums of before;
+`darkroom_drift_psi` is absent where the manifest has no statistics, and while the window holds so few images that
+chance alone could make it large.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from models import statistics
 from models.manifest import Statistics
@@ -21,10 +22,14 @@ class Drift:
     """The window, and what is expected of it."""
 
     def __init__(
-        self, expected: Statistics | None, metrics: Metrics, everybody: Sequence[Cells], window_s: float
+        self,
+        expected: Statistics | None,
+        metrics: Metrics,
+        workers: Callable[[], Sequence[Cells]],
+        window_s: float,
     ) -> None:
-        """`metrics` has cells that nobody else writes; `everybody`'s are summed up."""
-        self.metrics, self.everybody, self.window = metrics, everybody, window_s
+        """`metrics` has cells that nobody else writes; `workers` gives those of the version that serves."""
+        self.metrics, self.workers, self.window = metrics, workers, window_s
         self.before: deque[tuple[float, dict[str, list[float]]]] = deque()  # times and sums, the oldest first
         self.expect(expected)
 
@@ -34,6 +39,7 @@ class Drift:
         self.before.clear()
         for name in statistics.NAMES:
             self.metrics.set(DRIFT, 0.0, name)
+        self.metrics.set(DRIFT_IMAGES, 0.0)
 
     def look(self, now: float) -> None:
         """Slide the window up to `now`, in seconds of CLOCK_MONOTONIC, and tell what it holds, if it is time."""
@@ -52,8 +58,8 @@ class Drift:
                 self.metrics.set(DRIFT_IMAGES, sum(found))
 
     def sums(self, cells: slice) -> list[float]:
-        """What all processes together have counted there."""
-        return [sum(column) for column in zip(*[counts[cells] for counts in self.everybody], strict=True)]
+        """What all workers together have counted there."""
+        return [sum(column) for column in zip(*[counts[cells] for counts in self.workers()], strict=True)]
 
 
 def comparable(expected: Statistics | None) -> list[tuple[str, Family, Sequence[int]]]:

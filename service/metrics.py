@@ -116,7 +116,7 @@ SERVING, CANDIDATE = "serving", "candidate"
 SHADOW_SECONDS = Family(
     "darkroom_shadow_duration_seconds",
     "Queue, decoding and inference of images that both versions answered",
-    ("version",),
+    ("role",),
     each((SERVING, CANDIDATE)),
     STAGE_BUCKETS,
 )

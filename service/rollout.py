@@ -9,6 +9,7 @@ admission to its reply; workers leave once nothing is on their side of the trans
 
 import json
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from service.transport import MESSAGE_BYTES, Transport
 
 ACTIONS = LOAD, PROMOTE, SHADOW, SHARE, ROLLBACK = "load", "promote", "shadow", "share", "rollback"
 SERVES, LOADS, READY, LEAVES = "serving", "loading", "ready", "leaving"
+ENDED = 10  # orders
+POINTER = "pointer"  # the id of orders that the pointer gives
 WATCH_S = 1.0  # between two looks at the folder
 
 
@@ -57,17 +60,18 @@ class Rollout:
         """The first crew serves; `metrics` are the main process's."""
         self.transport, self.metrics, self.crews, self.store, self.drift = transport, metrics, crews, store, drift
         self.order: Order | None = None  # that takes time
-        self.last: dict[str, Any] | None = None
+        self.ended: deque[dict[str, Any]] = deque(maxlen=ENDED)  # how orders ended, the last one first
         self.previous: Path | None = None  # what served before
         self.checked: SimpleQueue[Edition | str] | None = None  # while a file is looked at
         self.leaving: Crew | None = None
         self.empty = 0  # looks at which nothing was on the leaving side
         self.watched = 0.0  # when the folder was last looked at
-        self.available: list[str] = []
         self.carry_out = dict(
             zip(ACTIONS, (self.load, self.promote, self.shadow, self.share, self.rollback), strict=True)
         )
-        self.pointed = store.current()
+        self.pointed: str | None = None
+        with suppress(OSError):
+            self.pointed = store.current()
         self.told = b""
 
     @property
@@ -87,13 +91,15 @@ class Rollout:
 
     def look(self, now: float) -> None:
         """Carry out what is ordered, and go on with what is under way; `now` in seconds of CLOCK_MONOTONIC."""
+        if trouble := self.candidate.trouble:
+            self.candidate.trouble = ""
+            self.fail(self.order or Order("", "candidate"), trouble)
         for order in self.orders():
             self.attempt(order)
         self.let_leave()
         self.advance()
         if now - self.watched > WATCH_S:
             self.watched = now
-            self.available = self.store.names()
             self.watch()
         self.tell()
 
@@ -121,6 +127,8 @@ class Rollout:
             path = self.store.path(order.version or "")
         except LookupError as error:
             raise Refusal(str(error)) from None
+        except OSError as error:
+            raise Refusal(f"the folder of the versions cannot be read: {error.strerror}") from None
         self.begin(order, path)
 
     def begin(self, order: Order, path: Path) -> None:
@@ -133,25 +141,28 @@ class Rollout:
 
     def promote(self, order: Order) -> None:
         """Let the candidate serve."""
-        self.refuse_unready()
+        self.refuse_unready(order)
         self.take_over(order)
 
     def shadow(self, order: Order) -> None:
         """Send the candidate copies of all requests, to compare."""
-        self.refuse_unready()
+        self.refuse_unready(order)
         self.transport.divide(self.transport.serving, shadows=True)
         self.close(order)
 
     def share(self, order: Order) -> None:
         """Let the candidate answer a share of the requests; 0 takes it back."""
-        self.refuse_unready()
+        if order.share:
+            self.refuse_unready(order)
         self.transport.divide(self.transport.serving, order.share)
         self.close(order)
 
     def rollback(self, order: Order) -> None:
         """Take the candidate away; where there is none, load what served before and let it serve."""
         if self.order or self.trying:
-            self.order = self.checked = None
+            if self.order:
+                self.close(self.order, "taken away while it was being loaded")
+            self.checked = None
             if self.trying:
                 self.part_with(self.candidate)
             self.close(order)
@@ -165,23 +176,29 @@ class Rollout:
         if self.order:
             raise Refusal(f"version {self.order.version} is being loaded; wait, or take it away by rollback")
 
-    def refuse_unready(self) -> None:
-        """Nothing can be done with a candidate that is not there."""
-        if not self.trying:
+    def refuse_unready(self, order: Order) -> None:
+        """Nothing can be done with a candidate that is not there, or is not the one that is meant."""
+        edition = self.candidate.edition
+        if not self.trying or not edition:
             raise Refusal("there is no other version; load one first")
+        if order.version not in (None, edition.path.stem, edition.manifest.version):
+            raise Refusal(f"the other version is {edition.path.stem}, not {order.version}")
         if not self.candidate.proved:
             raise Refusal("the other version is still loading")
+        if len(self.transport.told_on(self.candidate.side)) < len(self.candidate.wanted):
+            raise Refusal("a worker of the other version is being replaced; try again soon")
 
     def advance(self) -> None:
         """Go on with the order that takes time."""
         order, crew = self.order, self.candidate
-        if order and self.checked and not self.checked.empty() and not self.leaving and crew.gone:
+        free = not self.leaving and crew.gone and not self.transport.waiting(crew.side)
+        if order and self.checked and not self.checked.empty() and free:
             found, self.checked = self.checked.get(), None
             if isinstance(found, str):
                 self.fail(order, found)
             else:
                 self.transport.publish(crew.side, found.manifest.model_dump_json().encode())
-                crew.begin(found)
+                crew.begin(found, self.serving.load_seconds)
         elif order and crew.edition and not crew.proved:
             told = self.transport.told_on(crew.side)
             if len(told) >= len(crew.wanted):
@@ -191,9 +208,6 @@ class Rollout:
                     self.take_over(order)
                 else:
                     self.close(order)
-        elif crew.trouble:
-            trouble, crew.trouble = crew.trouble, ""
-            self.fail(order or Order("", "candidate"), trouble)
 
     def take_over(self, order: Order) -> None:
         """The candidate answers from now on; the version before finishes what it has."""
@@ -201,6 +215,9 @@ class Rollout:
         assert old.edition, "the crew that serves has a version"
         assert new.edition, "it is ready"
         self.previous = old.edition.path
+        for worker in self.transport.workers_on(new.side):
+            if self.transport.told(worker):
+                self.transport.answered(worker)  # its goldens, at least; and so nobody thinks that it does not
         self.transport.divide(new.side)
         self.metrics.add(SWAPS, PROMOTED)
         self.drift.expect(new.edition.manifest.validation_statistics)
@@ -232,10 +249,13 @@ class Rollout:
             if pointed and pointed != self.pointed and not self.order:
                 self.pointed = pointed
                 serving = self.serving.edition
-                if serving and serving.path.stem != pointed:
-                    if self.trying:
+                candidate = self.candidate.edition if self.trying else None
+                if candidate and candidate.path.stem == pointed:
+                    self.attempt(Order(POINTER, PROMOTE))
+                elif serving and serving.path.stem != pointed:
+                    if candidate:
                         self.part_with(self.candidate)
-                    self.attempt(Order("pointer", LOAD, pointed, promote=True))
+                    self.attempt(Order(POINTER, LOAD, pointed, promote=True))
 
     def fail(self, order: Order, reason: str) -> None:
         """The version before goes on."""
@@ -244,10 +264,11 @@ class Rollout:
 
     def close(self, order: Order, reason: str = "") -> None:
         """An order has been carried out, or could not be."""
-        if self.order and self.order.id == order.id:
+        if self.order is order:
             self.order = None
+        reason = reason.replace(f"{self.store.folder}/", "")
         told = {name: value for name, value in asdict(order).items() if name in ("action", "version") and value}
-        self.last = {"id": order.id, **told, "done": not reason, "detail": reason, "at": round(time(), 3)}
+        self.ended.appendleft({"id": order.id, **told, "done": not reason, "detail": reason, "at": round(time(), 3)})
         if reason:
             logger.error("an order failed", extra=told | {"reason": reason})
         else:
@@ -258,10 +279,9 @@ class Rollout:
         crews = [self.serving, self.candidate]
         state = {
             "versions": [self.described(crew) for crew in crews if crew.edition],
-            "available": self.available,
             "previous": self.previous.stem if self.previous else None,
             "order": asdict(self.order) if self.order else None,
-            "last": self.last,
+            "ended": list(self.ended),
         }
         text = json.dumps(state).encode()
         if text != self.told:
@@ -291,6 +311,8 @@ def inspected(path: Path, serving: Edition) -> Edition | str:
         manifest = manifests.read(path)
     except ArtifactError as error:
         return str(error)
+    except Exception as error:  # the file may be gone or another meanwhile, and somebody waits for an answer
+        return f"version {path.stem} cannot be read: {type(error).__name__}"
     if difference := differs(serving.manifest, manifest):
         return f"version {path.stem} cannot take over from the one that serves: {difference}; serve it by itself"
     if len(manifest.model_dump_json()) > LONGEST_DOCUMENT // 4:  # characters may have four bytes

@@ -22,6 +22,7 @@ from service.metrics import Metrics, Scrape
 from service.predict import ROUTE
 from service.present import Present
 from service.settings import Settings
+from service.store import Store
 from service.transport import Transport
 from service.versions import Versions
 
@@ -37,6 +38,7 @@ def build(
     settings: Settings,
     keys: Keys,
     admins: Keys,
+    store: Store,
     transport: Transport,
     scraping: Scrape,
     answering: Callable[[], bool],
@@ -102,7 +104,7 @@ def build(
         *(Route(path, answered_before, methods=["POST"]) for path in answered),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
         *described(versions, livez, readyz),
-        *(administration.routes(transport, admins) if admins else ()),
+        *(administration.routes(transport, admins, store) if admins else ()),
     ]
 
 

@@ -146,7 +146,7 @@ class Server(litserve.LitServer):
         own = Metrics(manifest.classes)  # of the main process
         everybody = self.transport.all_cells()
         own.cells = everybody[-1]
-        drift = Drift(manifest.validation_statistics, own, everybody, settings.drift_window_s)
+        drift = Drift(manifest.validation_statistics, own, self.transport.serving_cells, settings.drift_window_s)
         rollout = Rollout(self.transport, own, self.crews, store, drift)
         self.supervisor.also = rollout.look, drift.look
         self.sockets = [holder]
@@ -172,7 +172,7 @@ class Server(litserve.LitServer):
             self.sweeper = Sweeper(settings, *kept, own, everybody)
             self.feedback.album = Album(*kept, settings.keep_bytes, self.metrics, everybody)
         self.scrape = routes.scrape_of(manifest.name, settings, self.transport, self.metrics)
-        table = routes.build(self.versions, settings, keys, admins, self.transport, self.scrape, self.answering)
+        table = routes.build(self.versions, settings, keys, admins, store, self.transport, self.scrape, self.answering)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
@@ -306,7 +306,7 @@ class Server(litserve.LitServer):
         self.journal.begin()
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        pace = speed.pace(self.transport, self.settings)
+        pace = partial(speed.pace, self.transport, self.settings)
         shared = self.settings.capacity, self.metrics, self.versions, pace
         self.channel = Channel(self.transport, app.response_queue_id, *shared)
         if self.feedback:

@@ -91,7 +91,7 @@ def pace(transport: Transport, settings: Settings) -> Pace:
 
     With an objective no more may wait than half of it takes: the other half is for the image's own pass.
     """
-    speeds = [of(facts["plan"], settings) for facts in transport.all_told()]
+    speeds = [of(facts["plan"], settings) for facts in transport.told_on(transport.serving)]
     rate = sum(speed.images_per_second for speed in speeds) / transport.processes
     if settings.objective_p99_ms is None:
         return Pace(rate)

@@ -44,7 +44,7 @@ class Store:
         pointer = self.folder / POINTER
         try:
             told = str(pointer.readlink()) if pointer.is_symlink() else pointer.read_text("utf-8", "replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return None
         return Path(told.strip()).name.removesuffix(SUFFIX)
 

@@ -25,6 +25,7 @@ TICK_S = 0.25
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
 LOADING_S, LOADS = 60.0, 5  # how long a worker may take to load, or so many times as long as the first ones did
 FROZEN_S = 1.0  # without a look: this process did not run either, as when a container is paused
+STEADY_S = 60.0  # a candidate that is lost sooner has failed, whatever it has answered
 STABLE_S = 2.0  # who has served that long, has answered anything or stood by for long did not fail to start
 # Before the next start, by failures in a row; after one more the service gives up, if no worker serves.
 PAUSES_S = (0, 1, 2, 4, 4)
@@ -136,6 +137,8 @@ class Supervisor:
         served = berth.serving_since is not None and now - berth.serving_since > STABLE_S
         stood_by = bool(self.transport.last_beat(berth.index)) and now - berth.started > longest_load(crew)
         started = served or stood_by or self.metrics.value(IMAGES) > berth.answered
+        if crew.side != self.transport.serving:  # which the service can do without
+            started = berth.serving_since is not None and now - berth.serving_since > STEADY_S
         crew.failures = 1 if started else crew.failures + 1
         reason = self.transport.refusal(berth.index) or f"a worker ended with exit code {process.exitcode}"
         logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
@@ -160,8 +163,8 @@ class Supervisor:
         """Do without a crew that does not serve; what it had goes to the one that does."""
         logger.error("a version cannot be used", extra={"reason": reason})
         crew.trouble = reason
-        self.transport.open(crew.side, to=False)
         self.transport.divide(self.transport.serving)
+        self.transport.open(crew.side, to=False)
         self.transport.abandon(crew.side)
         crew.end()
 

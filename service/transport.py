@@ -220,8 +220,8 @@ class Transport(Board):
             sender.close()
 
     def abandon(self, side: int) -> None:
-        """Tell the HTTP processes that nobody works on a side any more."""
-        self.tell_all(Answer(NO_UID, [], ABANDONED, str(side)))
+        """Tell the HTTP processes that nobody works on the version that a side has."""
+        self.tell_all(Answer(NO_UID, [], ABANDONED, f"{side} {self.written(side)}"))
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

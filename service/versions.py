@@ -12,17 +12,17 @@ class Version:
     """A version whose workers are on `side`; `told` is how replies name it, as JSON."""
 
     side: int
-    edition: int
+    written: int  # how often the side has had another
     manifest: Manifest
     told: str
 
     @classmethod
     def read(cls, board: Board, side: int) -> "Version":
         """The version that a side has now."""
-        edition = board.edition(side)
+        written = board.written(side)
         manifest = Manifest.model_validate_json(board.document(side))
         told = json.dumps({"name": manifest.name, "version": manifest.version})
-        return cls(side, edition, manifest, told)
+        return cls(side, written, manifest, told)
 
 
 class Versions:
@@ -37,7 +37,7 @@ class Versions:
     def on(self, side: int) -> Version:
         """The version that a side has."""
         version = self.known[side]
-        if version is None or version.edition != self.board.edition(side):
+        if version is None or version.written != self.board.written(side):
             version = self.known[side] = Version.read(self.board, side)
         return version
 

@@ -82,7 +82,8 @@ class Engine:
             self.process.terminate()
             self.process.wait(STOP_S)
             # Left behind by the engine, also when all of it has ended well.
-            subprocess.run(["umount", f"{self.sockets}/exec/netns/default"], capture_output=True, check=False)
+            for left in f"{self.sockets}/exec/netns/default", str(self.folder / "data"):
+                subprocess.run(["umount", left], capture_output=True, check=False)
 
     @contextmanager
     def inside(self) -> Iterator[None]:

@@ -380,12 +380,34 @@ def test_a_version_that_is_asked_for_by_name_is_not_replaced_by_another() -> Non
             two_versions(transport, 0.0)
             named = channel.versions.named("2")
             assert named
-            pending = channel.submit([b"x"], 1, math.inf, unexpected, unexpected, version=named)
-            assert ["2"] == versions_of(transport, pending)
+            refused: list[Any] = []
+            waiting = channel.submit([b"x"], 1, math.inf, unexpected, refused.append, version=named)
             transport.open(1, to=False)
+            transport.abandon(1)
+            while not refused:
+                await asyncio.sleep(0)
+            assert [NotReady] == [type(error) for error in refused]
+            assert ["2"] == versions_of(transport, waiting)
             assert channel.versions.named("2") is None
             with pytest.raises(NotFound, match="no version 2 any more"):
                 channel.submit([b"x"], 1, math.inf, unexpected, unexpected, version=named)
-            assert [0, 1] == [transport.waiting(side) for side in range(2)]
+            assert [0, 0] == [transport.waiting(side) for side in range(2)]
+
+    asyncio.run(scenario())
+
+
+def test_a_side_that_has_another_version_meanwhile_keeps_what_is_sent_to_that() -> None:
+    async def scenario() -> None:
+        with connected(capacity=100) as (transport, channel):
+            two_versions(transport)
+            transport.abandon(1)  # version 2, as it was
+            transport.publish(1, MANIFEST.model_copy(update={"version": "3"}).model_dump_json().encode())
+            answers: list[Any] = []
+            pending = ask(channel, [b"x"], answers)
+            transport.receiver = transport.requests[1][1]
+            transport.answer(0, done(await taken(transport, 1)))
+            while not answers:
+                await asyncio.sleep(0)
+            assert ["3"] == versions_of(transport, pending)
 
     asyncio.run(scenario())

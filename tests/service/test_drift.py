@@ -34,9 +34,9 @@ class Watched:
     def __init__(self, expected: Statistics | None = EXPECTED) -> None:
         self.worker, own = Metrics(CLASSES), Metrics(CLASSES)
         transport = Transport(1, 1, 1 << 16, own.size)
-        self.worker.cells, own.cells = transport.cells(1), transport.cells(2)
+        self.worker.cells, own.cells = transport.cells(1), transport.all_cells()[-1]
         self.scrape = Scrape(own, transport.all_cells(), lambda: [])
-        self.drift = Drift(expected, own, transport.all_cells(), WINDOW_S)
+        self.drift = Drift(expected, own, transport.serving_cells, WINDOW_S)
 
     def count(self, brightness: float, images: int = 500) -> None:
         """Count images of this brightness, evenly of all classes."""

@@ -16,6 +16,7 @@ from service.keys import Keys
 from service.metrics import Metrics
 from service.orphans import parent_of
 from service.settings import Settings
+from service.store import Store
 from service.transport import Transport
 from service.versions import Versions
 from tests import artifacts
@@ -90,7 +91,9 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
     transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0, "version": "1", "digest": "0"})
     transport.phase = READY
     scrape = routes.scrape_of(manifest.name, settings, transport, metrics)
-    table = routes.build(Versions(transport), settings, Keys(), Keys(), transport, scrape, lambda: True)
+    table = routes.build(
+        Versions(transport), settings, Keys(), Keys(), Store(model.parent), transport, scrape, lambda: True
+    )
     application = routes.application(Starlette(routes=table))
     statuses: list[int] = []
 

@@ -14,7 +14,7 @@ import pytest
 from service.board import FAILED, READY
 from service.crew import Berth, Crew, Edition
 from service.metrics import WORKER_RESTARTS, Metrics
-from service.supervisor import HANG_S, LOADING_S, PAUSES_S, Supervisor
+from service.supervisor import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Supervisor
 from service.transport import Transport
 from tests.service.ends import MANIFEST
 
@@ -141,6 +141,37 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
     assert restarts(supervisor, other) > len(PAUSES_S)
     expected = (READY, []) if serving else (FAILED, [signal.SIGTERM])
     assert expected == (transport.phase, received)
+
+
+def test_a_candidate_whose_workers_are_lost_again_and_again_is_dismissed_and_the_service_goes_on(
+    living: BaseProcess, transport: Transport, received: list[int]
+) -> None:
+    served, tried = Berth(0, 0), Berth(2, 0)
+
+    def launch(_: Crew, berth: Berth) -> None:
+        """One that ends after it has served for a little while."""
+        berth.process = SPAWN.Process(target=int)
+        berth.process.start()
+        berth.process.join()
+        berth.serving_since = monotonic() - STABLE_S - 1
+
+    crews = [Crew(0, [served], [0]), Crew(1, [tried], [0])]
+    for crew in crews:
+        crew.begin(Edition(Path("model.pt"), MANIFEST))
+        crew.prove({})
+    supervisor = Supervisor(transport, Metrics(CLASSES), crews, launch)
+    supervisor.http = [living]
+    served.process = living
+    transport.open(1, to=True)
+    transport.divide(0, 0.5)
+    for _ in range(2 * len(PAUSES_S) + 4):
+        transport.beat(served.index)
+        served.serving_since = monotonic()
+        crews[1].next_start = 0.0
+        supervisor.look()
+
+    assert (None, "a worker ended with exit code 0") == (crews[1].edition, crews[1].trouble)
+    assert (False, 0.0, READY, []) == (transport.opened(1), transport.share, transport.phase, received)
 
 
 class Undying(SPAWN.Process):  # type: ignore[name-defined, misc]
