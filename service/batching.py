@@ -68,8 +68,7 @@ class Decoded(NamedTuple):
     encoded: memoryview | None
     started: float
     finished: float
-    brightness: float | None = None  # of its pixels, 0 to 255
-    size: float | None = None  # side of a square of as many pixels as it had before
+    pixels: int = 0  # that it had before; zero where it came without a file
 
 
 class Failure(NamedTuple):
@@ -189,15 +188,13 @@ class Pipeline:
                 self.engine.place(body, row)
             elif not taken:
                 pixels = self.engine.decode(body, formats, self.max_pixels, row, self.resting)
-            # What a GPU decodes is not seen here, and the others alone would not be like all.
-            like = (brightness(row.numpy()), sqrt(pixels) or None) if not self.engine.nvjpeg else ()
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:
             logger.exception("decoding failed", extra={"uid": item.uid})
             self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
-            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic(), *like))
+            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic(), pixels))
 
     def refuse_unwanted(self, item: Item, now: float) -> None:
         """Nothing is done for nobody."""
@@ -260,6 +257,8 @@ class Pipeline:
         self.failing = all(result in OF_THE_MODEL for result in results)
         if not self.failing:
             self.transport.answered(self.worker)
+        if counted and not isinstance(results[counted[0]], Failure):
+            self.look_at(batch[counted[0]])
         self.give_back(image.row for image in batch)
         decode = [image.finished - image.started for image in batch]
         queue = [started - image.item.accepted - time for image, time in zip(batch, decode, strict=True)]
@@ -267,7 +266,7 @@ class Pipeline:
             self.metrics.observe(BATCH_SIZE, len(counted))
             for stage, seconds in ("queue", queue), ("decode", decode), ("inference", [inference] * len(batch)):
                 self.metrics.observe_each(STAGE_SECONDS, [seconds[number] for number in counted], stage)
-            self.count([batch[number] for number in counted], [results[number] for number in counted])
+            self.count([results[number] for number in counted])
         traces = [self.transport.trace(batch[number].item) for number in counted] if self.tracing else []
         answers: dict[int, list[Answer]] = {}
         for image, result, waited, decoding in zip(batch, results, queue, decode, strict=True):
@@ -278,12 +277,17 @@ class Pipeline:
         if self.tracing:
             self.tracing.batch(started, inference, traces)
 
-    def count(self, images: Sequence[Decoded], results: Sequence[Ranking | Failure]) -> None:
-        """Count what was predicted, how surely and for what kind of image, and what was not."""
+    def look_at(self, image: Decoded) -> None:
+        """Count what an image is like: one of each batch, which costs the others nothing."""
+        if self.engine.nvjpeg:  # what a GPU decodes is not seen here, and the others alone would not be like all
+            return
+        self.metrics.observe(BRIGHTNESS, brightness(image.row.numpy()))
+        if image.pixels:
+            self.metrics.observe(SIZE, sqrt(image.pixels))
+
+    def count(self, results: Sequence[Ranking | Failure]) -> None:
+        """Count what was predicted, and how surely, and what was not."""
         first = [result[0] for result in results if not isinstance(result, Failure)]
-        told = [image for image, result in zip(images, results, strict=True) if not isinstance(result, Failure)]
-        self.metrics.observe_each(BRIGHTNESS, [image.brightness for image in told if image.brightness is not None])
-        self.metrics.observe_each(SIZE, [image.size for image in told if image.size is not None])
         self.metrics.add(IMAGES, n=len(first))
         self.metrics.observe_each(CONFIDENCE, [probability for _, probability in first])
         self.metrics.add(UNKNOWN, n=sum(probability < self.unknown_below for _, probability in first))

@@ -130,9 +130,13 @@ SWAPS = Family(
 CONFIDENCE = Family(
     "darkroom_prediction_confidence", "Probability of the first prediction", buckets=statistics.CONFIDENCE
 )
-BRIGHTNESS = Family("darkroom_image_brightness", "Mean level of an image's pixels", buckets=statistics.BRIGHTNESS)
+BRIGHTNESS = Family(
+    "darkroom_image_brightness", "Mean level of an image's pixels, of one in each batch", buckets=statistics.BRIGHTNESS
+)
 SIZE = Family(
-    "darkroom_image_side_pixels", "Side of a square of as many pixels as an image has", buckets=statistics.SIZE
+    "darkroom_image_side_pixels",
+    "Side of a square of as many pixels as an image has, of one in each batch",
+    buckets=statistics.SIZE,
 )
 DRIFT = Family(
     "darkroom_drift_psi",

@@ -1,16 +1,19 @@
 """The whole path: a model trained by the real command, served by the real service, answers as the trainer measured."""
 
+import base64
 import csv
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import CIFAR10
@@ -22,6 +25,7 @@ from tests.running import Service, predictions, serving
 from training import shapes10
 
 pytestmark = pytest.mark.slow
+TOGETHER = 25  # images in one request
 
 
 @dataclass
@@ -50,6 +54,20 @@ def served(service: Service, bodies: Sequence[bytes]) -> list[int]:
     replies = service.post_together(bodies)
     assert {200} == {reply.status_code for reply in replies}
     return [int(predictions(reply)[0]["index"]) for reply in replies]
+
+
+def served_together(service: Service, bodies: Sequence[bytes]) -> list[int]:
+    """The same, `TOGETHER` images a request."""
+    encoded = [base64.b64encode(body).decode() for body in bodies]
+    groups = [encoded[start : start + TOGETHER] for start in range(0, len(encoded), TOGETHER)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(
+            pool.map(
+                lambda images: requests.post(f"{service.url}/predict", json={"images": images}, timeout=60), groups
+            )
+        )
+    assert {200} == {reply.status_code for reply in replies}
+    return [int(result["predictions"][0]["index"]) for reply in replies for result in reply.json()["results"]]
 
 
 def as_png(images: NDArray[Any]) -> list[bytes]:
@@ -88,7 +106,7 @@ def test_cifar10_test_images_over_http_give_the_trainers_accuracy(tmp_path: Path
     trained = train(tmp_path, *flags)
     test = CIFAR10(tmp_path, train=False)
     with serving(trained.model) as service:
-        found = served(service, as_png(test.data))
+        found = served_together(service, as_png(test.data))
 
     assert trained.correct("test") == sum(index == label for index, label in zip(found, test.targets, strict=True))
     assert trained.correct("test") > 4000

@@ -122,7 +122,8 @@ def test_every_process_tells_the_drift_of_all_images(tmp_path: Path) -> None:
     manifest = artifacts.save(tmp_path / "model.pt", validation_statistics=EXPECTED)
     assert EXPECTED == manifest.validation_statistics
     with running.serving(tmp_path / "model.pt", "--http-processes", "2", "--drift-window-s", "120") as service:
-        service.post_together([noise(seed) for seed in range(300)])
+        for seed in range(300):
+            service.post(noise(seed))
         while service.sample("darkroom_drift_images") < 300:  # it slides every 2 s
             pass
         found = {service.sample("darkroom_drift_psi", statistic="size") for _ in range(8)}

@@ -210,7 +210,7 @@ def finish(arguments: list[str]) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_or_killed_goes_on_to_the_same_artifact(photos: PhotoFolder) -> None:
-    root = photos({"blue": 200, "green": 200, "red": 200})
+    root = photos({"blue": 120, "green": 120, "red": 120})
     finish(order(root, "whole"))
     with begin(order(root, "cut")) as process:
         wait_for_an_epoch(process)
