@@ -7,6 +7,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import artifacts
+
 # Machines are shared, so no deadline; the same examples every time, so that a failure is the code's, not the dice's.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("house")
@@ -24,6 +26,14 @@ def test_data() -> Path:
         pytest.skip("TEST_DATA is not set")
     assert Path(folder).is_dir(), f"TEST_DATA={folder} is no folder"
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact file; read, never written."""
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    artifacts.save(path)
+    return path
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests import artifacts, running
+from tests import running
 from tests.darkroom.others import KEY, Other, Reply
 from tests.running import Service
 
@@ -27,13 +27,6 @@ def other() -> Iterator[Any]:
         server.over.set()
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    artifacts.save(path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,12 @@
-"""One artifact and one running service for the tests of this folder that leave it as it was."""
+"""One running service for the tests of this folder that leave it as it was."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import artifacts, running
+from tests import running
 from tests.running import Service
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    artifacts.save(path)
-    return path
 
 
 @pytest.fixture(scope="session")
