@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,12 +43,16 @@ def answering(answer: Answer) -> Iterator[str]:
             pass
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def run() -> None:
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             ports.append(server.sockets[0].getsockname()[1])
             ready.set()
             await stop.wait()
+            if open_still := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(open_still, timeout=10)
 
     ports: list[int] = []
     ready, stop = threading.Event(), asyncio.Event()
