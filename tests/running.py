@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import requests
@@ -70,6 +71,23 @@ def workers_among(children: list[int]) -> list[int]:
     """The worker processes, loaded or not: copies of one that is the main process's own."""
     nursery = [pid for pid in children if b"forkserver" in command_of(pid)]
     return [pid for pid in nursery if parent_of(pid) in nursery]
+
+
+def gone(processes: list[int]) -> bool:
+    """Whether all have ended, within a second: multiprocessing's tracker ends just after the main process."""
+    deadline = monotonic() + 1
+    while monotonic() < deadline:
+        if not any(map(running_still, processes)):
+            return True
+    return False
+
+
+def running_still(pid: int) -> bool:
+    """Whether a process exists and is no zombie that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def command_of(pid: int) -> bytes:

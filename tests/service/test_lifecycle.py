@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
-from time import monotonic
 
 import pytest
 import requests
 
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, command_of, predictions, serving, workers_among
+from tests.running import Service, command_of, gone, predictions, serving, workers_among
 
 pytestmark = pytest.mark.slow
 
@@ -138,23 +137,6 @@ def test_a_signal_drains_and_leaves_no_process_behind(model: Path, number: signa
         assert gone(children)
         with pytest.raises(requests.ConnectionError):
             service.get("/livez")
-
-
-def gone(processes: list[int]) -> bool:
-    """Whether all have ended, within a second: multiprocessing's tracker ends just after the main process."""
-    deadline = monotonic() + 1
-    while monotonic() < deadline:
-        if not any(map(running_still, processes)):
-            return True
-    return False
-
-
-def running_still(pid: int) -> bool:
-    """Whether a process exists and is no zombie that nobody has waited for yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def wait_until_in_flight(service: Service, count: int) -> None:

@@ -26,7 +26,7 @@ from models.architectures import classifier
 from models.classifier import Classifier
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, serving
+from tests.running import Service, gone, serving
 
 ADMIN = {"X-API-Key": "admin"}
 BODY = noise(1, (40, 30), "JPEG")
@@ -362,4 +362,4 @@ def test_a_service_that_is_told_to_end_while_a_version_loads_ends_and_leaves_not
         children = service.children()
 
         assert 0 == service.stop()
-        assert [] == [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert gone(children)
