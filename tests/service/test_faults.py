@@ -25,8 +25,8 @@ from service.orphans import parent_of
 from tests import artifacts, running
 from tests.costly import chunk, header
 from tests.pictures import encode, noise
-from tests.running import Service, predictions, serving, workers_among
-from tests.service.test_lifecycle import gone, wait_until_in_flight, worker_of
+from tests.running import Service, gone, predictions, serving, workers_among
+from tests.service.test_lifecycle import wait_until_in_flight, worker_of
 
 pytestmark = pytest.mark.slow
 
