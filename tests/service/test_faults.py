@@ -143,7 +143,7 @@ def test_a_flood_of_slow_damaged_pictures_does_not_make_it_unready(model: Path) 
 
 
 def test_a_lost_nursery_takes_its_workers_along_and_all_are_replaced(model: Path) -> None:
-    with serving(model) as service:
+    with serving(model, "--timeout-ms", "55000") as service:  # a new one imports torch first
         for restarts in (1, 2, 3):
             worker = worker_of(service)
             nursery = parent_of(worker)
