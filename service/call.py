@@ -11,7 +11,7 @@ from models.errors import ImageError
 from models.manifest import Manifest
 from service.board import DRAINING, FAILED, READY
 from service.boundary import headers_of, refuse_long
-from service.channel import Channel, Pending
+from service.channel import Channel
 from service.errors import (
     AnyError,
     BadParameter,
@@ -30,6 +30,7 @@ from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
 from service.metrics import ANSWER_SECONDS, DISCONNECTED, REQUESTS_IN_FLIGHT, STAGE_SECONDS
+from service.pending import Pending
 from service.settings import Settings
 from service.transport import NO_TRACE, Answer
 from service.versions import Version, Versions

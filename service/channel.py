@@ -23,6 +23,7 @@ from service.errors import (
 from service.metrics import QUEUE_BYTES, QUEUE_DEPTH, SHADOWED, SKIPPED, Metrics
 from service.outlet import Outlet
 from service.pace import Pace
+from service.pending import NONE, Pending
 from service.slots import Slots
 from service.transport import (
     ABANDONED,
@@ -42,7 +43,6 @@ from service.transport import (
 )
 from service.versions import Version, Versions
 
-NONE = Answer(NO_UID, [])
 LATE = "The request's deadline passed before it was answered."
 LOST = "The model worker was lost twice with this image; try again."
 LEFT = "The version of the model that had this image was taken away; try again."
@@ -56,52 +56,6 @@ PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
 )  # a grey PNG
 PASSES = 3  # how many forward passes of a slow model such a silence may at least be
-
-
-class Pending:
-    """The images of one request on their way, and the answers that have come."""
-
-    def __init__(
-        self,
-        count: int,
-        version: Version,
-        deadline: float,
-        done: Callable[[Sequence[Answer]], None],
-        failed: Callable[[ServiceError], None],
-    ) -> None:
-        """`done` gets all answers in order, all from one version, or `failed` why not all come in time; never both."""
-        self.version = version
-        self.named = False  # the request asks for this version and no other
-        self.twin: Pending | None = None  # the same images, of the other version
-        self.answers: list[Answer] = [NONE] * count
-        self.uids = [NO_UID] * count
-        self.missing = count
-        self.deadline = deadline
-        self.done: Callable[[Sequence[Answer]], None] | None = done
-        self.failed: Callable[[ServiceError], None] | None = failed
-
-    def put(self, position: int, answer: Answer) -> None:
-        """One answer has come."""
-        self.answers[position] = answer
-        self.missing -= 1
-        if not self.missing and self.done is not None:
-            self.done(self.answers)
-
-    def fail(self, error: ServiceError) -> None:
-        """Wait no longer."""
-        failed = self.failed
-        self.forget()
-        if failed is not None:
-            failed(error)
-
-    def forget(self) -> None:
-        """Nobody waits any more."""
-        self.done = self.failed = None
-
-    @property
-    def awaited(self) -> bool:
-        """Whether somebody still waits."""
-        return self.done is not None
 
 
 class Channel:
