@@ -12,14 +12,13 @@ LitServe 0.2.19 is extended through these names, held by tests/service/test_lits
 `_shutdown_event`.
 """
 
-import asyncio
 import gc
 import multiprocessing
 import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from multiprocessing.connection import wait
@@ -30,11 +29,10 @@ from typing import Any
 
 import litserve
 from litserve.loops import inference_worker
-from litserve.transport.base import MessageTransport
 
 from service import feedback, logs, open_inference, routes, speed
 from service.album import Album, Sweeper
-from service.board import DRAINING, FAILED, LOADING, LONGEST_DOCUMENT, READY, SIDES
+from service.board import DRAINING, FAILED, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
 from service.channel import Channel
@@ -53,6 +51,7 @@ from service.rollout import Rollout
 from service.room import Room, connections_each
 from service.settings import Settings
 from service.sockets import StartError, hold_port, listener, taken
+from service.standins import Idle, Shutdown
 from service.store import Store
 from service.supervisor import Supervisor
 from service.transport import MAX_CLASSES, Transport
@@ -61,51 +60,7 @@ from service.worker import Worker
 
 BACKLOG = 2048
 NURSERY_S = 5  # within which a nursery that is lost has ended
-SIGNAL_S = 0.5  # after which one that was missed is seen
 KEEP_ALIVE_S = 75  # longer than the usual idle timeout of load balancers (60 s), so that they close first
-
-
-class Idle(MessageTransport):
-    """Stands where LitServe expects its own transport: answers come through `Channel`, so nothing is ever received."""
-
-    def __init__(self, stop: Callable[[], None]) -> None:
-        """LitServe closes it when it begins to stop."""
-        self.stop = stop
-        self.cancelled = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Workers get the transport itself as their request queue."""
-        return {}
-
-    def send(self, item: Any, consumer_id: int) -> None:
-        """Never called: the batching loop answers through the transport."""
-        raise NotImplementedError
-
-    async def areceive(self, *_: Any, **__: Any) -> Any:
-        """Wait to be cancelled; LitServe asks once more after that."""
-        if self.cancelled:
-            raise asyncio.CancelledError
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            self.cancelled = True
-
-    def close(self, **_: Any) -> None:
-        """LitServe begins to stop."""
-        self.stop()
-
-
-class Shutdown:
-    """Stands where LitServe waits for its end, without a bound: a signal that comes just before that is missed."""
-
-    def __init__(self, transport: Transport) -> None:
-        """The handler of signals changes the transport's phase."""
-        self.transport = transport
-
-    def wait(self) -> None:
-        """Wait until the service is to end."""
-        while self.transport.phase in (LOADING, READY):
-            sleep(SIGNAL_S)
 
 
 class Server(litserve.LitServer):

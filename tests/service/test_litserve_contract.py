@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 
 from service import server as composition
 from service.protocol import Protocol
-from service.server import Idle, Server
+from service.server import Server
+from service.standins import Idle
 from service.worker import BatchingLoop, Worker
 
 SERVICE = Path(composition.__file__).parent
