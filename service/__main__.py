@@ -14,7 +14,7 @@ from service import album, console, store
 from service import keys as keys_module
 from service import settings as settings_module
 from service.console import ADMIN_FLAG
-from service.crew import Edition
+from service.edition import Edition
 from service.orphans import PARENT
 from service.settings import ADMIN_KEYS_VARIABLE, SettingsError
 from service.sockets import StartError, hold_port

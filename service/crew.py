@@ -1,14 +1,13 @@
 """A crew: the workers of one version of the model, on one side of the transport, and their places."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from models.manifest import Manifest
+from service.edition import Edition
 
 
 class Berth:
@@ -36,15 +35,6 @@ class Berth:
             self.orders.close()
         self.process = self.orders = self.serving_since = None
         self.spare = False
-
-
-@dataclass(frozen=True)
-class Edition:
-    """A version as a file that has been looked at: what workers must find in it, and an engine's plan if one fits."""
-
-    path: Path
-    manifest: Manifest
-    plan: dict[str, Any] | None = None
 
 
 class Crew:

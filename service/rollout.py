@@ -18,15 +18,13 @@ from queue import SimpleQueue
 from time import time
 from typing import Any
 
-from models import manifest as manifests
-from models.errors import ArtifactError
-from models.manifest import Manifest
-from service.board import LONGEST_DOCUMENT, STATE
-from service.crew import Crew, Edition
+from service.board import STATE
+from service.crew import Crew
 from service.drift import Drift
+from service.edition import Edition, inspected
 from service.logs import logger
 from service.metrics import FAILED, PROMOTED, SWAPS, Metrics
-from service.store import Store, differs
+from service.store import Store
 from service.transport import MESSAGE_BYTES, Transport
 
 ACTIONS = LOAD, PROMOTE, SHADOW, SHARE, ROLLBACK = "load", "promote", "shadow", "share", "rollback"
@@ -303,27 +301,3 @@ class Rollout:
             "share": 0.0 if stage in (LEAVES, LOADS) else round(share, 6),
             "shadow": self.transport.shadows and stage == READY,
         }
-
-
-def inspected(path: Path, serving: Edition) -> Edition | str:
-    """The version in a file, if it can take the place of the one that serves; else why not."""
-    try:
-        manifest = manifests.read(path)
-    except ArtifactError as error:
-        return str(error)
-    except Exception as error:  # the file may be gone or another meanwhile, and somebody waits for an answer
-        return f"version {path.stem} cannot be read: {type(error).__name__}"
-    if difference := differs(serving.manifest, manifest):
-        return f"version {path.stem} cannot take over from the one that serves: {difference}; serve it by itself"
-    if len(manifest.model_dump_json()) > LONGEST_DOCUMENT // 4:  # characters may have four bytes
-        return f"the manifest of version {path.stem} is too large"
-    if (manifest.version, manifest.digest) == (serving.manifest.version, serving.manifest.digest):
-        return f"version {path.stem} is the one that serves"
-    if manifest.version == serving.manifest.version:
-        return f"version {path.stem} calls itself {manifest.version}, as the one that serves does; train with --version"
-    return Edition(path, manifest, serving.plan if alike(serving.manifest, manifest) else None)
-
-
-def alike(one: Manifest, other: Manifest) -> bool:
-    """Whether what pays for one pays for the other."""
-    return (one.architecture, one.input_size, one.crop) == (other.architecture, other.input_size, other.crop)

@@ -36,8 +36,9 @@ from service.board import DRAINING, FAILED, LONGEST_DOCUMENT, READY, SIDES
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
 from service.channel import Channel
-from service.crew import Berth, Crew, Edition
+from service.crew import Berth, Crew
 from service.drift import Drift
+from service.edition import Edition
 from service.feedback import Feedback
 from service.journal import Journal
 from service.keys import Keys

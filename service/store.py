@@ -12,7 +12,6 @@ from pathlib import Path
 
 from models import manifest as manifests
 from models.errors import ArtifactError
-from models.manifest import Manifest
 
 SUFFIX, POINTER = ".pt", "current"
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -84,15 +83,3 @@ def of_one_model(folder: Path) -> Path:
 def newest(paths: list[Path]) -> Path:
     """The artifact that was made last."""
     return max(paths, key=lambda path: manifests.read(path).created)
-
-
-def differs(old: Manifest, new: Manifest) -> str | None:
-    """What clients would notice if `new` took the place of `old`, apart from its answers, if anything."""
-    for told, before, after in (
-        ("name", old.name, new.name),
-        ("input size", old.input_size, new.input_size),
-        ("classes", old.classes, new.classes),
-    ):
-        if before != after:
-            return f"its {told} are not the same" if told == "classes" else f"its {told} is {after}, not {before}"
-    return None

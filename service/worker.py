@@ -13,7 +13,7 @@ from litserve.loops.base import LitLoop
 from models.errors import ArtifactError, DeviceError
 from service import logs
 from service.board import Board
-from service.crew import Edition
+from service.edition import Edition
 from service.metrics import Metrics
 from service.orphans import end_with_parent, parent_of
 from service.settings import Settings

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import ArtifactError
-from service.store import Store, differs, find
+from service.edition import differs
+from service.store import Store, find
 from tests import artifacts
 from tests.service.ends import MANIFEST
 

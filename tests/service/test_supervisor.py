@@ -12,7 +12,8 @@ from time import monotonic, sleep
 import pytest
 
 from service.board import FAILED, READY
-from service.crew import Berth, Crew, Edition
+from service.crew import Berth, Crew
+from service.edition import Edition
 from service.metrics import WORKER_RESTARTS, Metrics
 from service.supervisor import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Supervisor
 from service.transport import Transport
