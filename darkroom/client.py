@@ -20,7 +20,7 @@ from random import uniform
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, BinaryIO, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import requests
@@ -103,12 +103,13 @@ class Client:
         self,
         url: str,
         *,
+        model: str | None = None,
         key: str | None = None,
         timeout: float = TIMEOUT_S,
         retries: int = RETRIES,
         concurrency: int = CONCURRENCY,
     ) -> None:
-        """`timeout` is in seconds for all attempts at one image together; `concurrency` is for `predict_many`.
+        """`model` names one of several; `timeout` is in seconds for all attempts at one image together.
 
         Raises:
             ValueError: the address or the key cannot be one.
@@ -118,6 +119,7 @@ class Client:
         if key is not None and not re.fullmatch("[!-~]+", key):
             raise ValueError("a key has visible ASCII characters only")
         self.url, self.timeout, self.retries, self.concurrency = url.rstrip("/"), timeout, retries, concurrency
+        self.at = "" if model is None else f"/{quote(model, safe='')}"
         self.session = requests.Session()
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
@@ -143,7 +145,7 @@ class Client:
             PredictionError: there are none, after as many attempts as may help.
         """
         query = {} if top_k is None else {"top_k": top_k}
-        document = self.ask("POST", "/predict", content(image), query)
+        document = self.ask("POST", f"/predict{self.at}", content(image), query)
         try:
             return answer_of(document)
         except (KeyError, TypeError, IndexError):
@@ -176,7 +178,7 @@ class Client:
 
     def info(self) -> dict[str, Any]:
         """`GET /info`: the manifest with all classes, limits, version."""
-        return self.ask("GET", "/info")
+        return self.ask("GET", f"/info{self.at}")
 
     def ask(
         self, method: str, path: str, body: bytes | None = None, query: Mapping[str, int] | None = None

@@ -76,6 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(PROGRAM, None, HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE|FOLDER")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the service (default: %(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="the model, where the service has several")
     parser.add_argument("--key-file", type=Path, help="file whose first line is a key of that service")
     parser.add_argument("--format", choices=WRITERS, help="of the rows (default: by the name of --out, else csv)")
     parser.add_argument("--out", type=Path, help="file for the rows, whole or not at all (default: standard output)")
@@ -97,7 +98,7 @@ def run(order: argparse.Namespace) -> Counter[str]:
     failed: Counter[str] = Counter()
     try:
         key = first_line(order.key_file) if order.key_file else None
-        client = Client(order.url, key=key, timeout=order.timeout, concurrency=order.concurrency)
+        client = Client(order.url, model=order.model, key=key, timeout=order.timeout, concurrency=order.concurrency)
     except ValueError as error:
         raise Mistake(error) from None
     kind = order.format or (order.out and order.out.suffix[1:].lower())

@@ -6,13 +6,15 @@
     POST /models/share                 {"share": 0.1}
     POST /models/rollback              {}
 
-An order is answered at once, 202; `ended` under GET /models tells by its `id` how it ended.
+Of several models each has the same under /models/NAME, and GET /models tells of all. An order is answered at once, 202;
+`ended` tells by its `id` how it ended.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,9 +28,8 @@ from service.call import refuse_unready
 from service.errors import AtCapacity, BadJson, BadParameter, TooLarge
 from service.keys import Keys
 from service.metrics import MODELS_ROUTE
+from service.model import Model, named, nameless
 from service.rollout import ACTIONS, LOAD, PROMOTE, ROLLBACK, SHADOW, SHARE, Order
-from service.store import Store
-from service.transport import Transport
 
 LONGEST_ORDER = 4096  # bytes
 TAKEN: dict[str, set[str]] = {
@@ -50,7 +51,7 @@ class Wish(BaseModel):
     promote: bool = False
 
 
-def routes(transport: Transport, admins: Keys, store: Store) -> list[Route]:
+def routes(models: Sequence[Model], admins: Keys) -> Iterator[Route]:
     """What operators may ask an HTTP process."""
 
     def keyed(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
@@ -60,29 +61,45 @@ def routes(transport: Transport, admins: Keys, store: Store) -> list[Route]:
 
         return answer_if_keyed
 
-    async def state(_: Request) -> Response:
-        with suppress(OSError):
-            there = await run_in_threadpool(store.names)
-            return JSONResponse(json.loads(transport.document(STATE)) | {"available": there})
-        return JSONResponse(json.loads(transport.document(STATE)) | {"available": []})
+    async def every(_: Request) -> Response:
+        return JSONResponse({"models": {model.name: await state(model) for model in models}})
 
-    def ordering(action: str) -> Callable[[Request], Awaitable[Response]]:
+    def telling(model: Model) -> Callable[[Request], Awaitable[Response]]:
+        async def tell(_: Request) -> Response:
+            return JSONResponse(await state(model))
+
+        return tell
+
+    def ordering(model: Model, action: str) -> Callable[[Request], Awaitable[Response]]:
         async def accept(request: Request) -> Response:
-            refuse_unready(transport.phase)
+            refuse_unready(model.transport.phase)
             wish = wished(action, await limited(request))
             order = Order(uuid4().hex, action, wish.version, wish.share or 0.0, wish.promote)
             try:
-                transport.orders[0].send(json.dumps(asdict(order)).encode())
+                model.transport.orders[0].send(json.dumps(asdict(order)).encode())
             except BlockingIOError:
                 raise AtCapacity("Many orders wait already. Try again soon.") from None
             return JSONResponse({"id": order.id, "action": action}, 202)
 
         return accept
 
-    return [
-        Route(MODELS_ROUTE, keyed(state), methods=["GET"]),
-        *(Route(f"{MODELS_ROUTE}/{action}", keyed(ordering(action)), methods=["POST"]) for action in ACTIONS),
-    ]
+    if len(models) > 1:
+        yield Route(MODELS_ROUTE, keyed(every), methods=["GET"])
+        for action in ACTIONS:
+            yield Route(f"{MODELS_ROUTE}/{action}", keyed(nameless(MODELS_ROUTE, models)), methods=["POST"])
+    for path, model in named(MODELS_ROUTE, models):
+        yield Route(path, keyed(telling(model)), methods=["GET"])
+        for action in ACTIONS:
+            yield Route(f"{path}/{action}", keyed(ordering(model, action)), methods=["POST"])
+
+
+async def state(model: Model) -> dict[str, Any]:
+    """A model's versions, and how its last orders ended."""
+    there: list[str] = []
+    with suppress(OSError):
+        there = await run_in_threadpool(model.store.names)
+    told: dict[str, Any] = json.loads(model.transport.document(STATE))
+    return told | {"available": there}
 
 
 async def limited(request: Request) -> bytes:

@@ -43,20 +43,20 @@ class Kept(NamedTuple):
     path: Path
 
 
-def prepare(settings: Settings, classes: Sequence[str]) -> None:
-    """Make sure that images can be kept, before anything heavy is imported.
+def prepare(folder: Path, model: str, classes: Sequence[str]) -> Path:
+    """Make sure that images can be kept, before anything heavy is imported; where: of one among several in its folder.
 
     Raises:
         SettingsError: they cannot; one line.
     """
-    folder = settings.keep_images
-    if folder is None:
-        return
     for name in classes:
         if "/" in name or "\0" in name or name.startswith((".", "__", "@eaDir")) or len(name.encode()) > NAME_BYTES:
             raise SettingsError(f"--keep-images: no folder that training reads can be called {name!r}, as a class is")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        if model:
+            folder /= model
+            folder.mkdir(mode=0o700, exist_ok=True)
         if not (folder / WAITING).is_dir() and any(folder.iterdir()):
             # What is too old or too much in it is removed: that must not be anybody's own pictures.
             raise SettingsError(f"--keep-images {folder}: it holds other files; name a new or an empty folder")
@@ -65,6 +65,7 @@ def prepare(settings: Settings, classes: Sequence[str]) -> None:
         probe.unlink()
     except OSError as error:
         raise SettingsError(f"--keep-images {folder}: {error.strerror}") from None
+    return folder
 
 
 class Album:

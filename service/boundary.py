@@ -13,7 +13,7 @@ from models.errors import ImageError
 from service.errors import AnyError, HeadersTooLarge, Internal, ServiceError, problem
 from service.journal import Journal
 from service.logs import logger
-from service.metrics import MODELS_ROUTE, OTHER_ROUTE, V2_ROUTE
+from service.metrics import MODELS_ROUTE, OTHER_ROUTE, ROUTES, V2_ROUTE
 
 HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 256
@@ -72,7 +72,9 @@ def label(path: str, routes: Collection[str]) -> str:
     for several in V2_ROUTE, MODELS_ROUTE:
         if path == several or path.startswith(several + "/"):
             return several
-    return path if path in routes else OTHER_ROUTE
+    if path not in routes:
+        return OTHER_ROUTE
+    return path if path in ROUTES else path.rpartition("/")[0]  # a model's name follows
 
 
 def refuse_long(headers: Sequence[tuple[bytes, bytes]]) -> None:

@@ -33,7 +33,7 @@ from service.metrics import ANSWER_SECONDS, DISCONNECTED, REQUESTS_IN_FLIGHT, ST
 from service.pending import Pending
 from service.settings import Settings
 from service.transport import NO_TRACE, Answer
-from service.versions import Version, Versions
+from service.versions import Version
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -114,12 +114,11 @@ class Endpoint(ABC):
 class Endpoints:
     """Where a request for predictions goes, by its path."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], versions: Versions) -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         """A path with the star `*` in the place of a version is every version's that is there."""
         self.plain = {path: endpoint for path, endpoint in endpoints.items() if "*" not in path}
         self.starred = {tuple(path.split("*")): endpoint for path, endpoint in endpoints.items() if "*" in path}
-        self.versions = versions
-        self.shared = next(iter(endpoints.values()))  # settings, journal and channel are the same for all
+        self.shared = next(iter(endpoints.values()))  # the phase is on every channel, and settings are the same for all
 
     def find(self, path: str) -> tuple[Endpoint, Version | None] | None:
         """The endpoint, and the version if the path names one; None where it is no path for predictions."""
@@ -127,7 +126,7 @@ class Endpoints:
             return self.plain[path], None
         for (before, after), endpoint in self.starred.items():
             if path.startswith(before) and path.endswith(after):
-                version = self.versions.named(path[len(before) : -len(after)])
+                version = endpoint.channel().versions.named(path[len(before) : -len(after)])
                 return (endpoint, version) if version else None
         return None
 

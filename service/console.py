@@ -9,8 +9,10 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
+from service.errors import NO_ROUTE
 from service.keys import first_key
 from service.settings import ADMIN_KEYS_VARIABLE, Parser, SettingsError
 
@@ -35,9 +37,10 @@ class Trouble(Exception):
 class Remote:
     """The service's routes for operators."""
 
-    def __init__(self, url: str, key: str) -> None:
-        """Nothing is asked yet."""
+    def __init__(self, url: str, key: str, name: str | None = None) -> None:
+        """Of the model of this `name`, which the only one of a service needs not."""
         self.url, self.key = url.rstrip("/"), key
+        self.at = f"/models/{quote(name, safe='')}" if name else "/models"
 
     def ask(self, path: str, wish: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the service answers.
@@ -65,7 +68,7 @@ class Remote:
         """
         until = monotonic() + wait_s
         while monotonic() < until:
-            state = self.ask("/models")
+            state = self.ask(self.at)
             for ended in state.get("ended", []):
                 if ended["id"] == order and not ended["done"]:
                     raise Trouble(ended["detail"])
@@ -77,12 +80,13 @@ class Remote:
 
 def refusal(error: HTTPError) -> str:
     """Why the service refuses."""
-    if error.code == 404:
-        return f"{error.url}: no such route; the service was started without {ADMIN_FLAG} or {ADMIN_KEYS_VARIABLE}"
     try:
-        return str(json.load(error)["detail"])
+        detail = str(json.load(error)["detail"])
     except (ValueError, KeyError, TypeError):
         return f"{error.url} answers {error.code}"
+    if detail == NO_ROUTE:
+        return f"{error.url}: no such route; no such model, or started without {ADMIN_FLAG} or {ADMIN_KEYS_VARIABLE}"
+    return detail
 
 
 def parser() -> Parser:
@@ -95,6 +99,7 @@ def parser() -> Parser:
     shared.add_argument(
         ADMIN_FLAG, type=Path, help=f"file whose first key is used; else the variable {ADMIN_KEYS_VARIABLE}"
     )
+    shared.add_argument("--name", help="the model, where the service has several")
     shared.add_argument("--wait", type=float, default=300, help="seconds to wait for the end (default: %(default)s)")
     actions = made.add_subparsers(dest="action", required=True, metavar="list|load|shadow|share|promote|rollback")
     for action in ("list", "rollback"):
@@ -113,7 +118,9 @@ def main(arguments: list[str]) -> int:
     """Exit code 1 where an order failed, 2 where it makes no sense."""
     try:
         given = parser().parse_args(arguments)
-        remote = Remote(given.url, first_key(given.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE))
+        remote = Remote(
+            given.url, first_key(given.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE), given.name
+        )
     except SettingsError as error:
         print(
             f"darkroom: {error}".replace("python -m service --help", "python -m service models --help"), file=sys.stderr
@@ -124,13 +131,14 @@ def main(arguments: list[str]) -> int:
     }
     try:
         if given.action == "list":
-            state = remote.ask("/models")
+            state = remote.ask(remote.at)
         else:
-            state = remote.outcome(remote.ask(f"/models/{given.action}", wish)["id"], given.wait)
+            state = remote.outcome(remote.ask(f"{remote.at}/{given.action}", wish)["id"], given.wait)
     except Trouble as error:
         print(f"darkroom: {error}", file=sys.stderr)
         return 1
-    print(table(state))
+    for name, one in state.get("models", {"": state}).items():
+        print(f"{name}\n{table(one)}" if name else table(one))
     return 0
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Manifest
 from service.board import LONGEST_DOCUMENT
+from service.store import Store
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,14 @@ class Edition:
     path: Path
     manifest: Manifest
     plan: dict[str, Any] | None = None
+
+
+class Found(NamedTuple):
+    """A model before it is served: the version to begin with, where others are, where images are kept if they are."""
+
+    edition: Edition
+    store: Store
+    album: Path | None = None
 
 
 def inspected(path: Path, serving: Edition) -> Edition | str:

@@ -100,6 +100,9 @@ class BadParameter(Rejected):
     code = "bad_parameter"
 
 
+NO_ROUTE = "No such route."
+
+
 class NotFound(ServiceError):
     """No such route, model or prediction."""
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,9 +25,10 @@ DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
 V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
 MODELS_ROUTE = "/models"  # and all below
+MODEL_ROUTES = ("/predict", "/feedback", V2_INFER_ROUTE)  # a model counts these; all other requests are no model's
 ROUTES = (
-    *("/predict", "/feedback", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/docs", "/openapi.json"),
-    *(V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
+    *("/health", "/readyz", "/livez", "/metrics", "/info", "/", "/page", "/docs", "/openapi.json"),
+    *(*MODEL_ROUTES, V2_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
     {200, 202, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
@@ -261,19 +262,22 @@ class Metrics:
             self.add(DISCONNECTS)
 
 
+class Counted(NamedTuple):
+    """What was counted for a model: its name, the layout of its cells, and every process's."""
+
+    model: str
+    metrics: Metrics
+    cells: Sequence[Cells]
+
+
 class Scrape(Collector):
-    """All processes together, as prometheus_client wants them."""
+    """All processes together, as prometheus_client wants them; of several models each has its name as a label."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        cells: Sequence[Cells],
-        models: Callable[[], Iterable[Sequence[str]]],
-        *others: Collector,
+        self, counted: Sequence[Counted], models: Callable[[], Iterable[Sequence[str]]], *others: Collector
     ) -> None:
-        """`cells` are every process's; `models` gives the label values of `MODEL_INFO` for each model served."""
-        self.metrics = metrics
-        self.cells = cells
+        """`models` gives the label values of `MODEL_INFO` for each version served."""
+        self.counted = counted
         self.models = models
         self.others = others
 
@@ -294,26 +298,33 @@ class Scrape(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Sum up the cells."""
-        sums = [sum(column) for column in zip(*self.cells, strict=True)]
-        at = 0
-        for family in self.metrics.families:
-            made = new(family)
-            for values in family.values:
-                cells = sums[at : at + family.width]
-                at += family.width
-                if any(cells) or not family.seldom:
-                    fill(made, family, values, cells)
-            yield made
+        several = len(self.counted) > 1
+        made = [new(family, named=several) for family in COUNTED]
+        for model, metrics, cells in self.counted:
+            sums = [sum(column) for column in zip(*cells, strict=True)]
+            at = 0
+            for family, one in zip(metrics.families, made, strict=True):
+                for values in family.values:
+                    found = sums[at : at + family.width]
+                    at += family.width
+                    if any(found) or not family.seldom:
+                        fill(one, family, (whose(model, family, values), *values) if several else values, found)
+        yield from made
         info = new(MODEL_INFO)
         for values in set(map(tuple, self.models())):
             fill(info, MODEL_INFO, values, [1.0])
         yield info
 
 
-def new(family: Family) -> Any:
-    """An empty family of prometheus_client's."""
+def whose(model: str, family: Family, values: Sequence[str]) -> str:
+    """The model that a count is of; none, which to Prometheus is no label, for requests that no model answers."""
+    return "" if family in (REQUESTS, REQUEST_SECONDS) and values[0] not in MODEL_ROUTES else model
+
+
+def new(family: Family, *, named: bool = False) -> Any:
+    """An empty family of prometheus_client's, of models that are `named`."""
     kind = HistogramMetricFamily if family.buckets else GaugeMetricFamily if family.gauge else CounterMetricFamily
-    return kind(family.name, family.help, labels=family.labels)
+    return kind(family.name, family.help, labels=(("model",) if named else ()) + family.labels)
 
 
 def fill(made: Any, family: Family, values: Sequence[str], cells: Sequence[float]) -> None:

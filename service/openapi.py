@@ -1,6 +1,7 @@
 """What the service does, as OpenAPI 3.1, and the same as a page for people that needs no outside address."""
 
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -36,13 +37,13 @@ def struct(properties: Json, *, required: list[str] | None = None) -> Json:
     return {"type": "object", "properties": properties, "required": names}
 
 
-def schemas(manifest: Manifest) -> Json:
-    """The shapes of requests and replies."""
+def schemas(classes: int) -> Json:
+    """The shapes of requests and replies, of models with at most so many classes."""
     string, integer = {"type": "string"}, {"type": "integer"}
     prediction = struct(
         {
             "class": {"type": "string"},
-            "index": {"type": "integer", "minimum": 0, "maximum": len(manifest.classes) - 1},
+            "index": {"type": "integer", "minimum": 0, "maximum": classes - 1},
             "probability": {"type": "number", "minimum": 0, "maximum": 1},
         }
     )
@@ -208,15 +209,13 @@ def open_inference(manifest: Manifest, settings: Settings, keyed: bool) -> Json:
     return {V2_ROUTE + path: methods for path, methods in paths.items()}
 
 
-def administration() -> Json:
-    """The routes under `/models`."""
+def administration(at: str) -> Json:
+    """The routes under `/models`, or under a model's name there."""
     order = struct(
         {"version": {"type": "string"}, "share": {"type": "number"}, "promote": {"type": "boolean"}}, required=[]
     )
     done = struct({"id": {"type": "string"}, "action": {"enum": list(ACTIONS)}})
-    paths: Json = {
-        MODELS_ROUTE: {"get": guarded(get("The versions of the model", "application/json")["get"], keyed=True)}
-    }
+    paths: Json = {at: {"get": guarded(get("The versions of the model", "application/json")["get"], keyed=True)}}
     for action in ACTIONS:
         operation = {
             "summary": f"Order: {action}",
@@ -226,36 +225,48 @@ def administration() -> Json:
                 **problems(400, 413, 429, 431, 500),
             },
         }
-        paths[f"{MODELS_ROUTE}/{action}"] = {"post": guarded(operation, keyed=True)}
+        paths[f"{at}/{action}"] = {"post": guarded(operation, keyed=True)}
     return paths
 
 
-def document(manifest: Manifest, settings: Settings, release: str, *, keyed: bool, operators: bool = False) -> Json:
-    """The OpenAPI document of this service; `keyed` where predictions need a key, `operators` where some have keys."""
-    paths: Json = {
-        "/predict": {"post": guarded(predict(settings), keyed)},
+def document(
+    manifests: Sequence[Manifest], settings: Settings, release: str, *, keyed: bool, operators: bool = False
+) -> Json:
+    """The OpenAPI document of this service; `keyed` where predictions need a key, `operators` where some have keys.
+
+    Of several models each one's routes are shown with its name, of the only one without.
+    """
+    several = len(manifests) > 1
+    paths: Json = {}
+    for one in manifests:
+        at = f"/{one.name}" if several else ""
+        operations = {"predict": predict(settings)}
+        if settings.feedback:
+            operations["feedback"] = feedback(one, settings)
+        for name, operation in operations.items():
+            told = operation | {"operationId": f"{name}-{one.name}"} if several else operation
+            paths[f"/{name}{at}"] = {"post": guarded(told, keyed)}
+        if settings.info:
+            info = get("The model, its device and the limits", "application/json")
+            paths[f"/info{at}"] = {"get": guarded(info["get"], keyed)}
+        if settings.docs:
+            paths[f"/page{at}" if several else "/"] = get("A page to try the model on", "text/html")
+        paths |= open_inference(one, settings, keyed) | (administration(MODELS_ROUTE + at) if operators else {})
+    paths |= {
         "/health": get("Ready to answer", "application/json", 503),
         "/readyz": get("Ready to answer, bare", None, 503),
         "/livez": get("Working, or able to recover by itself", None, 503),
     }
-    if settings.feedback:
-        paths["/feedback"] = {"post": guarded(feedback(manifest, settings), keyed)}
     if settings.metrics_port is None:
         paths["/metrics"] = get("Prometheus metrics of all processes", "text/plain")
-    if settings.info:
-        info = get("The model, its device and the limits", "application/json")
-        paths["/info"] = {"get": guarded(info["get"], keyed)}
     if settings.docs:
-        paths["/"] = get("A page to try the model on", "text/html")
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
-    paths |= open_inference(manifest, settings, keyed)
-    if operators:
-        paths |= administration()
-    shapes = schemas(manifest) | open_inference_schemas()
+    shapes = schemas(max(len(one.classes) for one in manifests)) | open_inference_schemas()
+    title = f"Darkroom: {', '.join(one.name for one in manifests)}"
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"Darkroom: {manifest.name}", "version": release, "license": {"name": "Apache-2.0"}},
+        "info": {"title": title, "version": release, "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "components": {"schemas": shapes} | ({"securitySchemes": KEYS} if keyed or operators else {}),
     }

@@ -1,6 +1,6 @@
 """What is true at the moment of a scrape: the build, the limits, the workers, the processes and the GPUs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -21,9 +21,9 @@ BUILD = {"version": __version__, "python": python_version()} | {name: version(na
 class Present(Collector):
     """Nothing here is counted, so any process of the service may tell it; the process names are Prometheus' own."""
 
-    def __init__(self, settings: Settings, transport: Transport, main: int) -> None:
-        """`main` is the main process's id."""
-        self.settings, self.transport, self.main = settings, transport, main
+    def __init__(self, settings: Settings, transports: Mapping[str, Transport], main: int) -> None:
+        """The models' transports by their names; `main` is the main process's id."""
+        self.settings, self.transports, self.main = settings, transports, main
         self.cpu_seconds = 0.0  # seen: a process that ends at the wrong moment is missing once
 
     def describe(self) -> list[Metric]:
@@ -35,14 +35,16 @@ class Present(Collector):
         build = GaugeMetricFamily("darkroom_build_info", "The program that serves", labels=tuple(BUILD))
         build.add_metric(tuple(BUILD.values()), 1)
         yield build
-        told = self.transport.told_on(self.transport.serving)
-        yield gauge("darkroom_workers_ready", "Workers of the version that serves", len(told))
-        yield gauge("darkroom_capacity_images", "Images that may wait at once", self.settings.capacity)
-        yield gauge("darkroom_capacity_bytes", "Bytes of bodies that may wait at once", self.settings.capacity_bytes)
-        loading = max((facts["load_seconds"] for facts in told), default=0.0)
-        yield gauge("darkroom_load_seconds", "From a worker's start until it had proved the artifact", loading)
+        told = {name: transport.told_on(transport.serving) for name, transport in self.transports.items()}
+        loading = {name: max([one["load_seconds"] for one in facts], default=0.0) for name, facts in told.items()}
+        ready = {name: len(facts) for name, facts in told.items()}
+        images, room = dict.fromkeys(told, self.settings.capacity), dict.fromkeys(told, self.settings.capacity_bytes)
+        yield by_model("darkroom_workers_ready", "Workers of the version that serves", ready)
+        yield by_model("darkroom_capacity_images", "Images that may wait at once", images)
+        yield by_model("darkroom_capacity_bytes", "Bytes of bodies that may wait at once", room)
+        yield by_model("darkroom_load_seconds", "From a worker's start until it had proved the artifact", loading)
         yield from self.processes()
-        if any(facts["device"].startswith("cuda") for facts in told):
+        if any(facts["device"].startswith("cuda") for workers in told.values() for facts in workers):
             yield from gpus()
 
     def processes(self) -> Iterator[Metric]:
@@ -69,6 +71,15 @@ class Present(Collector):
 def gauge(name: str, told: str, value: float) -> Metric:
     """A gauge without labels."""
     return GaugeMetricFamily(name, told, value)
+
+
+def by_model(name: str, told: str, values: Mapping[str, float]) -> Metric:
+    """A gauge with a value for each model, labelled where there are several."""
+    several = len(values) > 1
+    made = GaugeMetricFamily(name, told, labels=["model"] if several else [])
+    for model, value in values.items():
+        made.add_metric([model] if several else [], value)
+    return made
 
 
 def gpus() -> Iterator[Metric]:

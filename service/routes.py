@@ -1,7 +1,7 @@
 """The routes beside predictions: health, metrics, information, documentation, the page, and what `/v2` tells."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import start_http_server
@@ -16,43 +16,37 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import __version__, administration, feedback, open_inference, openapi, page, speed
 from service.board import FAILED
 from service.call import refuse_unready
-from service.errors import MethodNotAllowed, NotFound, NotReady, ServiceError
+from service.errors import NO_ROUTE, MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
-from service.metrics import Metrics, Scrape
+from service.metrics import Counted, Scrape
+from service.model import Model, named, nameless
 from service.predict import ROUTE
 from service.present import Present
 from service.settings import Settings
-from service.store import Store
-from service.transport import Transport
-from service.versions import Versions
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TRITON = {"BYTES": "TYPE_STRING"}  # data types that its model configuration names otherwise
+INFO = "/info"
 Answering = Callable[[Request], Awaitable[Response]]
+Answer = Callable[[Request], Any]  # also of one that is no coroutine
 # Settings that are nobody's outside.
 NO_LIMITS = {"model", "host", "port", "metrics_port", "api_keys_file", "admin_keys_file", "keep_images"}
 
 
-def build(
-    versions: Versions,
-    settings: Settings,
-    keys: Keys,
-    admins: Keys,
-    store: Store,
-    transport: Transport,
-    scraping: Scrape,
-    answering: Callable[[], bool],
-) -> list[Route]:
-    """The routes of an HTTP process; `answering` tells whether its images are answered."""
-    manifest = versions.serving.manifest  # of which name, classes and input size stay
+def build(models: Sequence[Model], settings: Settings, keys: Keys, admins: Keys, scraping: Scrape) -> list[Route]:
+    """The routes of an HTTP process: what is one model's is named (see `model.named`), the rest is all models'."""
+    transport = models[0].transport  # the phase is on every board
 
     async def health(_: Request) -> Response:
-        facts = ready(transport, answering)
-        model = {"name": manifest.name, "version": versions.serving.manifest.version}
-        return JSONResponse({"status": "ready", "model": model, "device": facts["device"], "dtype": facts["dtype"]})
+        facts = [ready(model) for model in models]
+        told = [{"name": model.name, "version": model.versions.serving.manifest.version} for model in models]
+        one_or_all = {"models": told} if len(told) > 1 else {"model": told[0]}
+        where = {"device": facts[0]["device"], "dtype": facts[0]["dtype"]}
+        return JSONResponse({"status": "ready", **one_or_all, **where})
 
     async def readyz(_: Request) -> Response:
-        ready(transport, answering)
+        for model in models:
+            ready(model)
         return Response()
 
     async def livez(_: Request) -> Response:
@@ -60,121 +54,144 @@ def build(
             raise NotReady("The service has given up and is about to end.")
         return Response()
 
-    def info(request: Request) -> Response:
-        keys.check(dict(request.scope["headers"]))
-        limits = settings.model_dump(mode="json", exclude=NO_LIMITS)
-        facts: dict[str, object] = {
-            "manifest": versions.serving.manifest.model_dump(mode="json"),
-            "limits": limits,
-            "version": __version__,
-        }
-        if settings.keep_images:
-            facts["images_kept"] = True
-        for told in transport.told_on(transport.serving)[:1]:
-            facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
-            facts["speed"] = speed.of(told["plan"], settings).told()
-        return JSONResponse(facts)
-
     async def scrape(_: Request) -> Response:
         return Response(await run_in_threadpool(scraping.text), headers={"content-type": METRICS_TYPE})
 
-    def tried(_: Request) -> Response:
-        told, guarding = page.page(versions.serving.manifest, settings, keyed=bool(keys))
-        return HTMLResponse(told, headers=guarding)
+    def informing(told: Sequence[Model]) -> Answer:
+        def info(request: Request) -> Response:
+            keys.check(dict(request.scope["headers"]))
+            facts = {model.name: informed(model, settings) for model in told}
+            return JSONResponse({"models": facts} if len(told) > 1 else facts[told[0].name])
+
+        return info
+
+    def trying(model: Model) -> Answer:
+        def tried(_: Request) -> Response:
+            told, guarding = page.page(model.versions.serving.manifest, settings, keyed=bool(keys), named=several)
+            return HTMLResponse(told, headers=guarding)
+
+        return tried
 
     def document() -> openapi.Json:
         given = {"keyed": bool(keys), "operators": bool(admins)}
-        return openapi.document(versions.serving.manifest, settings, __version__, **given)
+        return openapi.document([one.versions.serving.manifest for one in models], settings, __version__, **given)
 
-    answers: dict[str, Callable[[Request], Any]] = {
-        "/health": health,
-        "/readyz": readyz,
-        "/livez": livez,
-    }
+    several = len(models) > 1
+    answers: dict[str, Answer] = {"/health": health, "/readyz": readyz, "/livez": livez}
     if settings.metrics_port is None:
         answers["/metrics"] = scrape
     if settings.info:
-        answers["/info"] = info
+        answers |= {INFO: informing(models)} | {path: informing([model]) for path, model in named(INFO, models)}
     if settings.docs:
         answers["/openapi.json"] = lambda _: JSONResponse(document())
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document()))
-        answers["/"] = tried
+        answers |= {path: trying(model) for path, model in named(page.ROUTE, models)}
+        answers["/"] = (
+            (lambda _: HTMLResponse(page.index([model.name for model in models])))
+            if several
+            else answers.pop(page.ROUTE)
+        )
     answered = [ROUTE, *([feedback.ROUTE] if settings.feedback else ())]
     return [
-        *(Route(path, answered_before, methods=["POST"]) for path in answered),
+        *(Route(path, answered_before, methods=["POST"]) for at in answered for path, _ in named(at, models)),
+        *(Route(at, nameless(at, models), methods=["POST"]) for at in answered if several),
         *(Route(path, answer, methods=["GET"]) for path, answer in answers.items()),
-        *described(versions, livez, readyz),
-        *(administration.routes(transport, admins, store) if admins else ()),
+        *described(models, livez, readyz),
+        *(administration.routes(models, admins) if admins else ()),
     ]
 
 
-def described(versions: Versions, livez: Answering, readyz: Answering) -> Iterator[Route]:
-    """What the Open Inference Protocol tells of server and model; only the status of health and ready counts."""
-    manifest = versions.serving.manifest
-    inputs, outputs = open_inference.tensors(manifest)
-    server = {"name": "darkroom", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
-    model: dict[str, Any] = {"name": manifest.name, "platform": "pytorch_torchscript"}
-    model |= {"inputs": inputs, "outputs": outputs}
-    # As Triton has it, which tritonclient asks for.
-    config: dict[str, Any] = {
-        "name": manifest.name,
-        "platform": "pytorch_libtorch",
-        "backend": "darkroom",
-        "max_batch_size": 0,
+def informed(model: Model, settings: Settings) -> dict[str, object]:
+    """What `/info` tells of a model."""
+    transport = model.transport
+    facts: dict[str, object] = {
+        "manifest": model.versions.serving.manifest.model_dump(mode="json"),
+        "limits": settings.model_dump(mode="json", exclude=NO_LIMITS),
+        "version": __version__,
     }
-    for kind, tensors in (("input", inputs), ("output", outputs)):
+    if settings.keep_images:
+        facts["images_kept"] = True
+    for told in transport.told_on(transport.serving)[:1]:
+        facts |= {"device": told["device"], "dtype": told["dtype"], "optimisation_steps": told["plan"]["steps"]}
+        facts["speed"] = speed.of(told["plan"], settings).told()
+    return facts
+
+
+def described(models: Sequence[Model], livez: Answering, readyz: Answering) -> Iterator[Route]:
+    """What the Open Inference Protocol tells of server and models; only the status of health and ready counts."""
+    server = {"name": "darkroom", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
+    known = {model.name: model for model in models}
+
+    async def index(_: Request) -> Response:
+        rows = [(model, version) for model in models for version in model.versions.names()]
+        return JSONResponse([{"name": one.name, "version": version, "state": state(one)} for one, version in rows])
+
+    async def told(model: Model) -> Response:
+        inputs, outputs = open_inference.tensors(model.manifest)
+        document = {"name": model.name, "platform": "pytorch_torchscript", "inputs": inputs, "outputs": outputs}
+        return JSONResponse(document | {"versions": model.versions.names()})
+
+    async def is_ready(model: Model) -> Response:
+        ready(model)
+        return Response()
+
+    async def config(model: Model) -> Response:
+        return JSONResponse(configured(model))
+
+    async def infer(_: Model) -> Response:
+        return await answered_before(None)
+
+    def of_one(answer: Callable[[Model], Awaitable[Response]]) -> Answering:
+        async def answer_if_known(request: Request) -> Response:
+            asked = request.path_params
+            model = known.get(asked["model"])
+            if model is None:
+                raise NotFound(f"This service has the model{'s' * (len(known) > 1)} {', '.join(known)} alone.")
+            versions = model.versions.names()
+            if asked.get("version", versions[0]) not in versions:
+                raise NotFound(f"The model {model.name} is here in version {' and '.join(versions)} alone.")
+            return await answer(model)
+
+        return answer_if_known
+
+    async def serving(_: Request) -> Response:
+        return JSONResponse(server)
+
+    yield Route("/v2", serving, methods=["GET"])
+    yield Route("/v2/health/live", livez, methods=["GET"])
+    yield Route("/v2/health/ready", readyz, methods=["GET"])
+    yield Route("/v2/repository/index", index, methods=["POST"])
+    for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        yield Route(at, of_one(told), methods=["GET"])
+        yield Route(f"{at}/ready", of_one(is_ready), methods=["GET"])
+        yield Route(f"{at}/config", of_one(config), methods=["GET"])
+        yield Route(f"{at}/infer", of_one(infer), methods=["POST"])
+
+
+def configured(model: Model) -> dict[str, Any]:
+    """A model's configuration as Triton has it, which tritonclient asks for."""
+    config: dict[str, Any] = {"name": model.name, "platform": "pytorch_libtorch", "backend": "darkroom"}
+    config["max_batch_size"] = 0
+    for kind, tensors in zip(("input", "output"), open_inference.tensors(model.manifest), strict=True):
         config[kind] = [
             {"name": tensor["name"], "data_type": TRITON.get(tensor["datatype"], f"TYPE_{tensor['datatype']}")}
             | {"dims": tensor["shape"]}
             for tensor in tensors
         ]
-
-    async def index(request: Request) -> Response:
-        try:
-            await readyz(request)
-            state = "READY"
-        except ServiceError:
-            state = "UNAVAILABLE"
-        return JSONResponse([{"name": manifest.name, "version": name, "state": state} for name in versions.names()])
-
-    async def told(_: Request) -> Response:
-        return JSONResponse(model | {"versions": versions.names()})
-
-    def known(answer: Answering) -> Answering:
-        async def answer_if_known(request: Request) -> Response:
-            asked, names = request.path_params, versions.names()
-            if asked["model"] != manifest.name or asked.get("version", names[0]) not in names:
-                there = f"version{'s' * (len(names) > 1)} {' and '.join(names)}"
-                raise NotFound(f"This service has the model {manifest.name}, {there}, alone.")
-            return await answer(request)
-
-        return answer_if_known
-
-    def telling(document: object) -> Answering:
-        async def tell(_: Request) -> Response:
-            return JSONResponse(document)
-
-        return tell
-
-    yield Route("/v2", telling(server), methods=["GET"])
-    yield Route("/v2/health/live", livez, methods=["GET"])
-    yield Route("/v2/health/ready", readyz, methods=["GET"])
-    yield Route("/v2/repository/index", index, methods=["POST"])
-    for at in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        yield Route(at, known(told), methods=["GET"])
-        yield Route(f"{at}/ready", known(readyz), methods=["GET"])
-        yield Route(f"{at}/config", known(telling(config)), methods=["GET"])
-        yield Route(f"{at}/infer", known(answered_before), methods=["POST"])
+    return config
 
 
-def scrape_of(name: str, settings: Settings, transport: Transport, metrics: Metrics) -> Scrape:
+def scrape_of(models: Sequence[Model], settings: Settings) -> Scrape:
     """What `/metrics` shows; made in the main process."""
 
-    def models() -> Iterator[tuple[str, ...]]:
-        for facts in transport.all_told():
-            yield name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
+    def served() -> Iterator[tuple[str, ...]]:
+        for model in models:
+            for facts in model.transport.all_told():
+                yield model.name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
 
-    return Scrape(metrics, transport.all_cells(), models, Present(settings, transport, os.getpid()))
+    counted = [Counted(model.name, model.metrics, model.transport.all_cells()) for model in models]
+    transports = {model.name: model.transport for model in models}
+    return Scrape(counted, served, Present(settings, transports, os.getpid()))
 
 
 def serve_metrics(scraping: Scrape, host: str, port: int) -> None:
@@ -199,26 +216,36 @@ def serve_metrics(scraping: Scrape, host: str, port: int) -> None:
     server.set_app(answer)
 
 
-async def answered_before(_: Request) -> Response:
+async def answered_before(_: Request | None) -> Response:
     """`service.protocol` answers these; the route is there for its path's other methods.
 
     Starlette takes a path that ends in a line feed for the same one.
     """
-    raise NotFound("No such route.")
+    raise NotFound(NO_ROUTE)
 
 
-def ready(transport: Transport, answering: Callable[[], bool]) -> dict[str, Any]:
-    """The facts of a worker that will answer.
+def ready(model: Model) -> dict[str, Any]:
+    """The facts of a worker of the model that will answer.
 
     Raises:
         NotReady, Draining: none will.
     """
+    transport = model.transport
     refuse_unready(transport.phase)
     for facts in transport.told_on(transport.serving):
-        if not answering():
+        if not model.answering():
             raise NotReady("The model worker does not answer.")
         return facts
     raise NotReady("No worker is ready; another is being started.")
+
+
+def state(model: Model) -> str:
+    """Whether a model is ready, as the Open Inference Protocol has it."""
+    try:
+        ready(model)
+    except ServiceError:
+        return "UNAVAILABLE"
+    return "READY"
 
 
 def application(app: Starlette) -> ASGIApp:
@@ -239,4 +266,4 @@ def translated(error: HTTPException) -> ServiceError:
     if error.status_code == MethodNotAllowed.status:
         allowed = (error.headers or {}).get("Allow", "")
         return MethodNotAllowed("This route has other methods.", {"allow": allowed})
-    return NotFound("No such route.")
+    return NotFound(NO_ROUTE)

@@ -18,45 +18,34 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import litserve
 from litserve.loops import inference_worker
 
-from service import feedback, logs, open_inference, routes, speed
-from service.album import Album, Sweeper
-from service.board import DRAINING, FAILED, LONGEST_DOCUMENT, READY, SIDES
+from service import logs, routes
+from service.board import DRAINING, FAILED, READY
 from service.boundary import Boundary
-from service.call import LONGEST_TIMEOUT_MS, Endpoint, Endpoints
-from service.channel import Channel
+from service.call import LONGEST_TIMEOUT_MS, Endpoints
 from service.crew import Berth, Crew
-from service.drift import Drift
-from service.edition import Edition
-from service.feedback import Feedback
-from service.journal import Journal
+from service.edition import Found
 from service.keys import Keys
 from service.logs import logger
-from service.metrics import Metrics
-from service.open_inference import OpenInference
+from service.model import Model, endpoints, named
 from service.orphans import end_with_parent
-from service.predict import ROUTE, Predict
+from service.predict import ROUTE
 from service.protocol import Protocol
-from service.rollout import Rollout
 from service.room import Room, connections_each
 from service.settings import Settings
 from service.sockets import StartError, hold_port, listener, taken
 from service.standins import Idle, Shutdown
-from service.store import Store
 from service.supervisor import Supervisor
-from service.transport import MAX_CLASSES, Transport
-from service.versions import Versions
 from service.worker import Worker
 
 BACKLOG = 2048
@@ -68,103 +57,69 @@ class Server(litserve.LitServer):
     """LitServe with our transport, sockets and watch over the processes."""
 
     def __init__(
-        self, settings: Settings, edition: Edition, store: Store, keys: Keys, admins: Keys, holder: socket.socket
+        self, settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, holder: socket.socket
     ) -> None:
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
-        manifest = edition.manifest
         super().__init__(
-            Worker(settings),
+            Worker(settings, settings.workers * len(found)),
             accelerator=accelerator,
             devices=devices,
             workers_per_device=settings.workers,
             timeout=False,
         )
-        self.settings, self.holder, self.model = settings, holder, edition.path
+        self.settings, self.holder = settings, holder
         if settings.metrics_port is not None:
             self.metrics_holder = hold_port(settings.host, settings.metrics_port, "--metrics-port")
-        if len(manifest.classes) > MAX_CLASSES:
-            raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
-        told = manifest.model_dump_json().encode()
-        if len(told) > LONGEST_DOCUMENT:
-            raise StartError(f"the model's manifest has {len(told)} bytes; at most {LONGEST_DOCUMENT} can be served")
-        wanted = [*range(len(self.devices))] * settings.workers
-        places = len(wanted) + settings.spares
-        berths = [Berth(index, index % places % len(self.devices)) for index in range(SIDES * places)]
-        self.crews = [Crew(side, berths[side * places :][:places], wanted) for side in range(SIDES)]
-        self.crews[0].begin(edition)
-        self.metrics = Metrics(manifest.classes)
-        self.transport = Transport(settings.http_processes, places, settings.capacity_bytes, self.metrics.size)
-        self.transport.publish(0, told)
-        self.versions = Versions(self.transport)
-        watching = Metrics(manifest.classes)
-        self.supervisor = Supervisor(self.transport, watching, self.crews, self.launch)
-        own = Metrics(manifest.classes)  # of the main process
-        everybody = self.transport.all_cells()
-        own.cells = everybody[-1]
-        drift = Drift(manifest.validation_statistics, own, self.transport.serving_cells, settings.drift_window_s)
-        rollout = Rollout(self.transport, own, self.crews, store, drift)
-        self.supervisor.also = rollout.look, drift.look
+        self.models = [Model(one, settings, keys, len(self.devices), self.launch) for one in found]
+        self.supervisor = Supervisor([model.keeper for model in self.models])
         self.sockets = [holder]
-        self.channel: Channel | None = None
         self.manager: Any = None
         self.stopping = False
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
-        self.journal = Journal(self.metrics, settings.access_log)
-        shared = manifest, settings, keys, self.journal, self.open_channel
-        self.endpoints: dict[str, Endpoint] = {ROUTE: Predict(*shared)} | dict.fromkeys(
-            open_inference.paths(manifest), OpenInference(*shared)
-        )
-        self.feedback: Feedback | None = None
-        self.sweeper: Sweeper | None = None
-        if settings.feedback:
-            self.feedback = Feedback(*shared)
-            for endpoint in self.endpoints.values():
-                endpoint.feedback = self.feedback
-            self.endpoints[feedback.ROUTE] = self.feedback
-        if self.feedback and (folder := settings.keep_images):
-            kept = folder.absolute(), manifest.classes
-            self.sweeper = Sweeper(settings, *kept, own, everybody)
-            self.feedback.album = Album(*kept, settings.keep_bytes, self.metrics, everybody)
-        self.scrape = routes.scrape_of(manifest.name, settings, self.transport, self.metrics)
-        table = routes.build(self.versions, settings, keys, admins, store, self.transport, self.scrape, self.answering)
+        self.scrape = routes.scrape_of(self.models, settings)
+        table = routes.build(self.models, settings, keys, admins, self.scrape)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
-        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, self.journal)
+        journal = self.models[0].journal  # of requests that no model answers, too
+        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, journal)
 
-    def open_channel(self) -> Channel:
-        """This HTTP process's channel."""
-        assert self.channel is not None, "requests come after the lifespan has begun"
-        return self.channel
+    @property
+    def phase(self) -> int:
+        """The service's, which is told on every model's board."""
+        return self.models[0].transport.phase
 
-    def answering(self) -> bool:
-        """Whether this HTTP process's images are answered."""
-        return self.open_channel().answering()
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        for model in self.models:
+            model.transport.phase = phase
 
     def _init_manager(self, num_api_servers: int) -> Any:
         manager = self.manager = super()._init_manager(num_api_servers)
-        self.transport.connect()
-        self.litapi_request_queues[self.lit_api.api_path] = self.transport
+        for model in self.models:
+            model.transport.connect()
+        first = self.models[0].transport
+        self.litapi_request_queues[self.lit_api.api_path] = first  # LitServe only wants one to be there
         self._transport = Idle(self.stop)
-        self._shutdown_event = Shutdown(self.transport)
+        self._shutdown_event = Shutdown(first)
         return manager
 
     def launch_inference_worker(self, _: Any) -> list[BaseProcess]:
         """The first workers; spares are left to the supervisor."""
-        crew = self.crews[0]
-        for berth in crew.berths[: len(crew.wanted)]:
-            self.launch(crew, berth)
-            berth.serve()
+        for model in self.models:
+            for berth in model.first_berths:
+                self.launch(model, model.crews[0], berth)
+                berth.serve()
         return []  # `launch` keeps the list itself
 
-    def launch(self, crew: Crew, berth: Berth) -> None:
-        """Start a worker process in an empty berth of a crew."""
+    def launch(self, model: Model, crew: Crew, berth: Berth) -> None:
+        """Start a worker process in an empty berth of a model's crew."""
         worker: Worker = self.lit_api
         assert crew.edition, "a crew without a version has no workers"
-        worker.edition, worker.berth, self.transport.side = crew.edition, berth.index, crew.side
-        worker.board = self.transport
+        worker.edition, worker.berth, model.transport.side = crew.edition, berth.index, crew.side
+        worker.board = model.transport
         worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
         berth.started = worker.begun = monotonic()
         device = self.devices[berth.device]
@@ -175,7 +130,7 @@ class Server(litserve.LitServer):
                 worker,
                 device if isinstance(device, str) else device[0],
                 berth.device,
-                self.transport,
+                model.transport,
                 self._transport,
                 self.workers_setup_status,
                 self._callback_runner,
@@ -185,12 +140,12 @@ class Server(litserve.LitServer):
         )
         begin(berth.process)
         worker.orders.close()
-        self.inference_workers[:] = [berth.process for one in self.crews for berth in one.berths if berth.process]
+        self.inference_workers[:] = [process for one in self.models for process in one.keeper.processes]
 
     def verify_worker_status(self) -> None:
         """Wait until every worker has proved the artifact; stop at the first that cannot."""
         workers: list[BaseProcess] = self.inference_workers
-        while not all(self.transport.told(index) for index in range(len(workers))):
+        while not all(model.loaded for model in self.models):
             if wait([worker.sentinel for worker in workers], timeout=0.05):
                 first = next(worker for worker in workers if wait([worker.sentinel], timeout=0))
                 first.join()
@@ -205,7 +160,8 @@ class Server(litserve.LitServer):
         http, workers = list(processes.values()), self.inference_workers
         others = multiprocessing.active_children()
         self.supervisor.http = http
-        self.crews[0].load_seconds = monotonic() - self.crews[0].berths[0].started
+        for model in self.models:
+            model.crews[0].load_seconds = monotonic() - model.first_berths[0].started
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
@@ -214,8 +170,9 @@ class Server(litserve.LitServer):
             except OSError as error:
                 raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
-        if self.sweeper:
-            threading.Thread(target=self.sweeper.run, name="sweeper", daemon=True).start()
+        for model in self.models:
+            if model.sweeper:
+                threading.Thread(target=model.sweeper.run, name="sweeper", daemon=True).start()
         self.announce()
         return processes
 
@@ -223,28 +180,30 @@ class Server(litserve.LitServer):
         """Say that the service answers, once it does."""
         address = self.holder.getsockname()
         while not answers(address):
-            if self.transport.phase == FAILED:
+            if self.phase == FAILED:
                 return
             sleep(0.01)
         with self.supervisor.looking:
-            told = self.transport.all_told()
-            if self.transport.phase == FAILED:
+            if self.phase == FAILED:
                 return
-            if not told:
-                self.transport.phase = FAILED
-                raise StartError("the model worker was lost before the service could start")
-            self.crews[0].prove(told[0]["plan"])
-            for look in self.supervisor.also:  # before the first request
-                look(monotonic())
-            self.transport.phase = READY
-        banner(self.model, address, told[0])
+            for model in self.models:
+                told = model.transport.all_told()
+                if not told:
+                    self.phase = FAILED
+                    raise StartError("the model worker was lost before the service could start")
+                model.crews[0].prove(told[0]["plan"])
+                for look in model.keeper.also:  # before the first request
+                    look(monotonic())
+            self.phase = READY
+        banner(self.models, address)
 
     def stop(self) -> None:
         """The main process sends the workers nothing more, and the HTTP processes end side by side."""
         self.stopping = True
         for process in self.supervisor.http:
             process.terminate()  # LitServe ends one after another
-        self.transport.close_requests()
+        for model in self.models:
+            model.transport.close_requests()
 
     def close(self) -> None:
         """However the service ends, no child outlives it."""
@@ -258,27 +217,19 @@ class Server(litserve.LitServer):
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         """An HTTP process begins: it accepts on a socket of its own, chosen evenly by the kernel."""
         logs.configure(self.settings.log_format)
-        self.metrics.cells = self.transport.cells(app.response_queue_id)
-        self.journal.begin()
         collect_seldom()
         self.sockets[:] = [listener(self.holder.getsockname(), self.holder.family)]
-        pace = partial(speed.pace, self.transport, self.settings)
-        shared = self.settings.capacity, self.metrics, self.versions, pace
-        self.channel = Channel(self.transport, app.response_queue_id, *shared)
-        if self.feedback:
-            self.feedback.begin(app.response_queue_id)
         tracing = None
         if self.settings.tracing:
             from service.tracing import Tracing
 
             tracing = Tracing()
-        for endpoint in self.endpoints.values():
-            endpoint.tracing = tracing
+        for model in self.models:
+            model.begin(app.response_queue_id, tracing)
         async with super().lifespan(app):
             yield
-        self.channel.close()
-        if self.feedback:
-            self.feedback.close()
+        for model in self.models:
+            model.close()
         if tracing:
             tracing.close()
 
@@ -320,28 +271,30 @@ def answers(address: tuple[Any, ...]) -> bool:
     return True
 
 
-def banner(model: Path, address: tuple[Any, ...], facts: dict[str, Any]) -> None:
+def banner(models: Sequence[Model], address: tuple[Any, ...]) -> None:
     """Where the service is and a line to try it with."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{address[1]}"
-    sample = model.with_name("sample.png")
+    path, first = next(named(ROUTE, models))
+    sample = first.edition.path.with_name("sample.png")
     image = sample if sample.is_file() else "photo.jpg"
+    files = ", ".join(str(model.edition.path) for model in models)
+    facts = first.transport.all_told()[0]
     print(
-        f"Darkroom serves {model} at {url} on {facts.get('device')} ({facts.get('dtype')})\n"
-        f"curl -F file=@{image} {url}/predict",
+        f"Darkroom serves {files} at {url} on {facts['device']} ({facts['dtype']})\ncurl -F file=@{image} {url}{path}",
         flush=True,
     )
 
 
-def run(settings: Settings, edition: Edition, store: Store, keys: Keys, admins: Keys, holder: socket.socket) -> int:
-    """Serve on the port that `holder` holds until a signal; the process's exit code.
+def run(settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, holder: socket.socket) -> int:
+    """Serve what was found on the port that `holder` holds until a signal; the process's exit code.
 
     Raises:
         StartError: the service cannot start.
     """
     started = monotonic()
     logs.configure(settings.log_format)
-    server = Server(settings, edition, store, keys, admins, holder)
+    server = Server(settings, found, keys, admins, holder)
     main = os.getpid()
     # Also for LitServe's manager, which nothing else would end if this process were killed.
     os.register_at_fork(after_in_child=partial(end_with_parent, main))
@@ -353,8 +306,8 @@ def run(settings: Settings, edition: Edition, store: Store, keys: Keys, admins: 
         # LitServe stops its children on KeyboardInterrupt only; plain SIGTERM would orphan them.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if server.transport.phase != FAILED:
-            server.transport.phase = DRAINING
+        if server.phase != FAILED:
+            server.phase = DRAINING
         if not server.stopping:  # LitServe stops already when its manager is lost, and must not be interrupted
             raise KeyboardInterrupt
 
@@ -372,7 +325,7 @@ def run(settings: Settings, edition: Edition, store: Store, keys: Keys, admins: 
             http=partial(
                 Protocol,
                 app=server.boundary,
-                endpoints=Endpoints(server.endpoints, server.versions),
+                endpoints=Endpoints(endpoints(server.models)),
                 room=Room(connections_each(settings)),
             ),
             proxy_headers=False,
@@ -384,4 +337,4 @@ def run(settings: Settings, edition: Edition, store: Store, keys: Keys, admins: 
             ws="none",
         )
         logger.info("stopped", extra={"seconds": round(monotonic() - started, 1)})
-    return 1 if server.transport.phase == FAILED else 0
+    return 1 if server.phase == FAILED else 0

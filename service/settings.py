@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    model: Path = Field(description="the artifact to serve, or a folder with versions of one: NAME/VERSION.pt")
+    model: Path = Field(description="the artifact to serve, or a folder of models: NAME/VERSION.pt")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$")] = Field(

@@ -1,7 +1,7 @@
-"""Where the versions of a model are: files NAME/VERSION.pt, or one file alone with what lies beside it.
+"""Where models are, and each one's versions: files NAME/VERSION.pt, or one file alone with what lies beside it.
 
 models/
-  photos/
+  photos/            called as the artifacts in it call themselves, if there are other models beside it
     1.pt  2.pt       versions, called by their files' names
     current          optional: the one to serve, as a symbolic link or as text; watched while the service runs
 """
@@ -48,38 +48,26 @@ class Store:
         return Path(told.strip()).name.removesuffix(SUFFIX)
 
 
-def find(model: Path) -> tuple[Store, Path]:
-    """The store for `--model`, a file or a folder, and the file to begin with: the current one, else the newest.
+def find(model: Path) -> list[tuple[Store, Path]]:
+    """The stores for `--model`, a file or a folder, each with the file to begin with: the current one, else the newest.
 
     Raises:
         ArtifactError: there is none, or it is not clear which.
     """
     if not model.is_dir():
-        return Store(model.parent), model
-    folder = of_one_model(model)
-    store = Store(folder)
+        return [(Store(model.parent), model)]
+    folders = [model] if any(model.glob("*" + SUFFIX)) else sorted({path.parent for path in model.glob("*/*" + SUFFIX)})
+    if not folders:
+        raise ArtifactError(model, "versions of a model, NAME/VERSION.pt", "none")
+    return [(store, first(store)) for store in map(Store, folders)]
+
+
+def first(store: Store) -> Path:
+    """The file of the current version, else the artifact that was made last."""
     try:
         current = store.current()
         if current is not None:
-            return store, store.path(current)
+            return store.path(current)
     except (LookupError, OSError) as error:
-        raise ArtifactError(folder / POINTER, "the name of a version", str(error)) from None
-    return store, newest([store.path(name) for name in store.names()])
-
-
-def of_one_model(folder: Path) -> Path:
-    """The folder itself if versions lie in it, else the only one in it that has some."""
-    if any(folder.glob("*" + SUFFIX)):
-        return folder
-    models = sorted({path.parent for path in folder.glob("*/*" + SUFFIX)})
-    if not models:
-        raise ArtifactError(folder, "versions of a model, NAME/VERSION.pt", "none")
-    if len(models) > 1:
-        names = ", ".join(path.name for path in models)
-        raise ArtifactError(folder, "one model", f"{len(models)} ({names}); serve one: --model {models[0]}")
-    return models[0]
-
-
-def newest(paths: list[Path]) -> Path:
-    """The artifact that was made last."""
-    return max(paths, key=lambda path: manifests.read(path).created)
+        raise ArtifactError(store.folder / POINTER, "the name of a version", str(error)) from None
+    return max(map(store.path, store.names()), key=lambda path: manifests.read(path).created)

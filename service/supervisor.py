@@ -1,52 +1,30 @@
-"""The main process's watch over the others: a worker that is lost or hangs is replaced, all else ends the service.
-
-There may be two crews, of the version that serves and of another (`service.rollout`), which the service can do without.
-
-    berth:  empty -> loading -> (spare ->) serving -> lost -> empty, after a pause that grows while nothing serves long
-
-Every worker loads and then waits for its order to serve, so that a spare is one that has no order yet.
-"""
+"""The main process's watch over the others: a worker that is lost is replaced, all else ends the service."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
-from service.board import DRAINING, FAILED, LOADING, READY
-from service.crew import Berth, Crew
+from service.board import FAILED, LOADING, READY
+from service.keeper import Hopeless, Keeper, ended
 from service.logs import logger
-from service.metrics import IMAGES, WORKER_RESTARTS, Metrics
-from service.transport import Transport
 
 TICK_S = 0.25
-HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
-LOADING_S, LOADS = 60.0, 5  # how long a worker may take to load, or so many times as long as the first ones did
 FROZEN_S = 1.0  # without a look: this process did not run either, as when a container is paused
-STEADY_S = 60.0  # a candidate that is lost sooner has failed, whatever it has answered
-STABLE_S = 2.0  # who has served that long, has answered anything or stood by for long did not fail to start
-# Before the next start, by failures in a row; after one more the service gives up, if no worker serves.
-PAUSES_S = (0, 1, 2, 4, 4)
 
 
 class Supervisor:
-    """Keeps every crew that has a version to serve complete.
+    """Watches every process, the workers through their model's keeper.
 
     Linux kills a worker with the thread that started it (see `worker.end_with_parent`), so `run` never returns.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        metrics: Metrics,
-        crews: Sequence[Crew],
-        launch: Callable[[Crew, Berth], None],
-    ) -> None:
-        """`launch` starts a process in an empty berth of a crew."""
-        self.transport, self.metrics, self.crews, self.launch = transport, metrics, crews, launch
-        self.also: Sequence[Callable[[float], None]] = ()  # others that look, once the service is ready
+    def __init__(self, keepers: Sequence[Keeper]) -> None:
+        """There is one keeper or more."""
+        self.keepers = keepers
         # Without one of these the service cannot go on.
         self.manager: Sequence[BaseProcess] = ()
         self.http: Sequence[BaseProcess] = ()
@@ -54,13 +32,19 @@ class Supervisor:
         self.looking = threading.Lock()
         self.closed = False
 
+    @property
+    def phase(self) -> int:
+        """The service's."""
+        return self.keepers[0].transport.phase
+
     def run(self) -> None:
         """Watch until nobody waits for anything any more."""
         while not self.closed:
-            processes = [berth.process for crew in self.crews for berth in crew.berths if berth.process]
-            if self.transport.phase in (LOADING, READY):
+            processes = [process for keeper in self.keepers for process in keeper.processes]
+            if self.phase in (LOADING, READY):
                 processes += [*self.manager, *self.http]
-            wait([self.transport.orders[1], *[process.sentinel for process in processes]], TICK_S)
+            orders = [keeper.transport.orders[1] for keeper in self.keepers]
+            wait([*orders, *[process.sentinel for process in processes]], TICK_S)
             with self.looking:
                 if not self.closed:
                     self.look_safely()
@@ -72,139 +56,46 @@ class Supervisor:
             self.end()
 
     def end(self) -> None:
-        """Watch no more; who does not serve is not needed, and would first load to its end."""
+        """Watch no more."""
         self.closed = True
-        for crew in self.crews:
-            for berth in crew.berths:
-                if berth.process and berth.serving_since is None:
-                    berth.process.kill()
-                berth.clear()
+        for keeper in self.keepers:
+            keeper.end()
 
     def look_safely(self) -> None:
         """One look at everything; a bug ends the service instead of leaving it without a watch."""
         try:
             self.look()
+        except Hopeless as error:
+            self.give_up(str(error))
         except Exception:
             logger.critical("the supervisor failed", exc_info=True)
             self.give_up("the supervisor failed")
 
     def look(self) -> None:
-        """One look at everything."""
-        self.transport.deliver()
+        """One look at everything.
+
+        Raises:
+            Hopeless: the service cannot go on.
+        """
         now = monotonic()
         if now - self.looked > FROZEN_S:
             self.awake_since = now
         self.looked = now
+        for keeper in self.keepers:
+            keeper.transport.deliver()
         for process in (*self.manager, *self.http):
-            if ended(process) and self.transport.phase in (LOADING, READY):
+            if ended(process) and self.phase in (LOADING, READY):
                 process.join()
-                self.give_up(f"{process.name} ended unexpectedly, exit code {process.exitcode}")
-        if self.transport.phase == FAILED or all(map(ended, self.http)):
+                raise Hopeless(f"{process.name} ended unexpectedly, exit code {process.exitcode}")
+        if self.phase == FAILED or all(map(ended, self.http)):
             self.end()
-        for crew in self.crews:
-            for berth in crew.berths:
-                if berth.process and ended(berth.process):
-                    self.lose(crew, berth, berth.process)
-                elif berth.process and self.hangs(crew, berth):
-                    logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
-                    berth.process.kill()  # the next look finds it ended
-        if not self.closed and self.transport.phase == READY:
-            for look in self.also:
-                look(now)
-        if not self.closed and self.transport.phase in (READY, DRAINING):
-            for crew in self.crews:
-                if crew.edition:
-                    self.replace(crew)
-
-    def hangs(self, crew: Crew, berth: Berth) -> bool:
-        """Whether its worker should have shown that it lives; one that has loaded rests until its order."""
-        beat = self.transport.last_beat(berth.index)
-        if berth.serving_since is None:
-            return not beat and monotonic() - max(berth.started, self.awake_since) > longest_load(crew)
-        return monotonic() - max(berth.serving_since, self.awake_since, beat) > HANG_S
-
-    def lose(self, crew: Crew, berth: Berth, process: BaseProcess) -> None:
-        """A worker is no more; what it had is sent again, and another starts now or after a pause."""
-        process.join()
-        if crew.edition is None:  # that is what was wanted
-            self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
-            self.metrics.clear_gauges()
-            self.transport.clear(berth.index)
-            berth.clear()
-            return
-        now = monotonic()
-        self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
-        served = berth.serving_since is not None and now - berth.serving_since > STABLE_S
-        stood_by = bool(self.transport.last_beat(berth.index)) and now - berth.started > longest_load(crew)
-        started = served or stood_by or self.metrics.value(IMAGES) > berth.answered
-        if crew.side != self.transport.serving:  # which the service can do without
-            started = berth.serving_since is not None and now - berth.serving_since > STEADY_S
-        crew.failures = 1 if started else crew.failures + 1
-        reason = self.transport.refusal(berth.index) or f"a worker ended with exit code {process.exitcode}"
-        logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
-        self.metrics.clear_gauges()
-        self.metrics.add(WORKER_RESTARTS)
-        self.transport.clear(berth.index)
-        if berth.serving_since is not None:
-            self.transport.lost(process.pid or 0)
-        berth.clear()
-        if not crew.proved and crew.side != self.transport.serving:
-            self.dismiss(crew, reason)
-        elif crew.failures <= len(PAUSES_S):
-            crew.next_start = now + PAUSES_S[crew.failures - 1]
-        elif crew.serving:
-            crew.next_start = now + PAUSES_S[-1]
-        elif crew.side != self.transport.serving:
-            self.dismiss(crew, reason)
-        else:
-            self.give_up(f"the model worker did not start {len(PAUSES_S)} times in a row")
-
-    def dismiss(self, crew: Crew, reason: str) -> None:
-        """Do without a crew that does not serve; what it had goes to the one that does."""
-        logger.error("a version cannot be used", extra={"reason": reason})
-        crew.trouble = reason
-        self.transport.divide(self.transport.serving)
-        self.transport.open(crew.side, to=False)
-        self.transport.abandon(crew.side)
-        crew.end()
-
-    def replace(self, crew: Crew) -> None:
-        """Let spares serve where a worker is missing, and fill empty berths."""
-        missing = list(crew.wanted)
-        for berth in crew.berths:
-            if berth.serving_since is not None:
-                missing.remove(berth.device)
-        for berth in crew.berths:
-            if berth.process is None or berth.serving_since is not None or not self.transport.last_beat(berth.index):
-                continue
-            if berth.device in missing:
-                missing.remove(berth.device)
-                berth.serve()
-                told = "a worker took over" if crew.proved else "a worker has loaded"
-                logger.info(told, extra={"worker": berth.process.pid})
-            elif not berth.spare:
-                berth.spare = True
-                logger.info("a spare stands by", extra={"worker": berth.process.pid})
-        if monotonic() >= crew.next_start and (missing or self.transport.phase == READY):
-            for berth in crew.berths:
-                if berth.process is None:
-                    self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
-                    berth.answered = self.metrics.value(IMAGES)
-                    self.launch(crew, berth)
+        for keeper in self.keepers:
+            keeper.look(now, self.awake_since)
 
     def give_up(self, reason: str) -> None:
         """End the service; whoever waits is told so."""
         logger.error("stopping: " + reason)
-        self.transport.phase = FAILED
-        self.transport.give_up("The service is about to end; try another replica.")
+        for keeper in self.keepers:
+            keeper.transport.phase = FAILED
+            keeper.transport.give_up("The service is about to end; try another replica.")
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def longest_load(crew: Crew) -> float:
-    """How long a worker may take until it has loaded, in seconds."""
-    return max(LOADING_S, LOADS * crew.load_seconds)
-
-
-def ended(process: BaseProcess) -> bool:
-    """Whether a process is no more; unlike `is_alive` it does not take the exit code from another thread."""
-    return bool(wait([process.sentinel], 0))

@@ -37,10 +37,10 @@ class Worker(litserve.LitAPI):
     orders: Connection  # a message here sends it to work
     board: Board
 
-    def __init__(self, settings: Settings) -> None:
-        """Batching is the loop's, so LitServe is told of none."""
+    def __init__(self, settings: Settings, sharing: int) -> None:
+        """So many workers are `sharing` each device's cores. Batching is the loop's, so LitServe is told of none."""
         super().__init__(api_path="/_internal/predict", loop=BatchingLoop(settings))
-        self.settings = settings
+        self.settings, self.sharing = settings, sharing
 
     def setup(self, device: str) -> None:
         """Load, prove, optimise and warm; LitServe calls the worker ready when this returns.
@@ -68,7 +68,7 @@ class Worker(litserve.LitAPI):
                     f"another (digest {loaded.manifest.digest[:12]}); give another version a file of its own",
                 )
             self.engine = optimisation.prepare(
-                loaded, chosen, settings.dtype, settings.max_batch_size, settings.workers, plan, settings.nvjpeg
+                loaded, chosen, settings.dtype, settings.max_batch_size, self.sharing, plan, settings.nvjpeg
             )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)

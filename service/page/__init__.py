@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from html import escape
@@ -13,12 +13,13 @@ from models.card import rows
 from models.manifest import Manifest
 from service.settings import Settings
 
+ROUTE = "/page"  # of a model by its name; of the only one it is /
 SAMPLES = ("circle", "triangle", "square", "pentagon", "star", "cross")  # that the page can draw
 MOST_TOGETHER = 8  # masked copies in one request: others' pictures come between
 
 
-def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, Mapping[str, str]]:
-    """The document and its headers; `keyed` where predictions need a key."""
+def page(manifest: Manifest, settings: Settings, *, keyed: bool, named: bool) -> tuple[str, Mapping[str, str]]:
+    """The document and its headers; `keyed` where predictions need a key, `named` where they need the model's name."""
     style, script = (read(name) for name in ("page.css", "page.js"))
     drawn = [name for name in SAMPLES if set(SAMPLES) <= set(manifest.classes)]
     facts = {
@@ -27,6 +28,7 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, M
         "keyed": keyed,
         "samples": drawn,
         "info": settings.info,
+        "at": f"/{manifest.name}" if named else "",
     }
     formats = settings.accepted_formats
     document = Template(read("page.html")).substitute(
@@ -53,6 +55,16 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool) -> tuple[str, M
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
+
+
+def index(names: Sequence[str]) -> str:
+    """The page at `/` where several models are served: the way to each one's."""
+    links = "".join(f'<li><a href="{ROUTE}/{escape(name)}">{escape(name)}</a></li>' for name in names)
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Darkroom</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>body{{font:16px/1.5 system-ui;max-width:50rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}}</style>
+<main><h1>Darkroom</h1><p>Try one of the models:</p><ul>{links}</ul>
+<p><a href="/docs">API</a> · <a href="/metrics">metrics</a></p></main></html>"""
 
 
 @cache

@@ -26,7 +26,7 @@ async function ask(body, type, query) {
   if (key) headers["X-API-Key"] = key;
   let reply;
   try {
-    reply = await fetch(`/predict?${query}`, { method: "POST", headers, body });
+    reply = await fetch(`/predict${facts.at}?${query}`, { method: "POST", headers, body });
   } catch {
     throw new Refusal("The service cannot be reached. Is it running, and are you online?");
   }
@@ -346,7 +346,7 @@ byId("speed").hidden = !facts.info;
 byId("speed").addEventListener("toggle", async () => {
   const part = (selector) => byId("speed").querySelector(selector);
   if (!byId("speed").open || !part("table").hidden) return;
-  const reply = await fetch("/info", { headers: key ? { "X-API-Key": key } : {} }).catch(() => null);
+  const reply = await fetch(`/info${facts.at}`, { headers: key ? { "X-API-Key": key } : {} }).catch(() => null);
   const { speed, detail } = reply ? await reply.json() : {};
   if (!speed) {
     part("p").textContent = detail || "Not known: no worker is ready, or the service cannot be reached.";

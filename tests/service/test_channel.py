@@ -13,7 +13,7 @@ import pytest
 from service.board import WORD_BYTES
 from service.channel import STALE_AFTER_S
 from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
-from service.metrics import QUEUE_DEPTH, Metrics, Scrape
+from service.metrics import QUEUE_DEPTH, Counted, Metrics, Scrape
 from service.transport import (
     CANARY,
     CLAIMED,
@@ -92,7 +92,7 @@ def test_what_is_accepted_is_counted_as_waiting() -> None:
             submit(channel, [b"x"] * 5)
             with pytest.raises(AtCapacity):
                 submit(channel, [b"x"] * 5)
-            return Scrape(Metrics(()), transport.all_cells(), lambda: []).text()
+            return Scrape([Counted("test", Metrics(()), transport.all_cells())], lambda: []).text()
 
     assert b"\ndarkroom_queue_depth 5.0\n" in asyncio.run(scenario())
 

@@ -9,7 +9,7 @@ from models.manifest import Histogram, Statistics
 from models.statistics import BRIGHTNESS, CONFIDENCE, NAMES, SIZE
 from service import metrics as families
 from service.drift import Drift
-from service.metrics import Metrics, Scrape
+from service.metrics import Counted, Metrics, Scrape
 from service.transport import Transport
 from tests import artifacts, running
 from tests.artifacts import CLASSES
@@ -35,7 +35,7 @@ class Watched:
         self.worker, own = Metrics(CLASSES), Metrics(CLASSES)
         transport = Transport(1, 1, 1 << 16, own.size)
         self.worker.cells, own.cells = transport.cells(1), transport.all_cells()[-1]
-        self.scrape = Scrape(own, transport.all_cells(), lambda: [])
+        self.scrape = Scrape([Counted("test", own, transport.all_cells())], lambda: [])
         self.drift = Drift(expected, own, transport.serving_cells, WINDOW_S)
 
     def count(self, brightness: float, images: int = 500) -> None:

@@ -243,7 +243,7 @@ def document(**changed: object) -> dict[str, Any]:
     settings = Settings(model=Path("model.pt"), _cli_parse_args=[], **changed)  # type: ignore[arg-type,call-arg]
     known = SimpleNamespace(name="test", version="1", classes=("a", "b"))
     manifest: Manifest = known  # type: ignore[assignment]
-    return openapi.document(manifest, settings, "1", keyed=True)
+    return openapi.document([manifest], settings, "1", keyed=True)
 
 
 def test_openapi_shows_which_routes_need_a_key() -> None:

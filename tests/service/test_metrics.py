@@ -30,6 +30,7 @@ from service.metrics import (
     STAGE_BUCKETS,
     STAGE_SECONDS,
     STATUSES,
+    Counted,
     Family,
     Metrics,
     Scrape,
@@ -47,7 +48,7 @@ def processes(count: int, classes: Sequence[str] = CLASSES) -> tuple[list[Metric
     transport = Transport(count - 1, 1, 1 << 20, made[0].size)
     for process, metrics in enumerate(made):
         metrics.cells = transport.cells(process)
-    return made, Scrape(made[0], transport.all_cells(), lambda: [MODEL])
+    return made, Scrape([Counted("test", made[0], transport.all_cells())], lambda: [MODEL])
 
 
 def samples(scrape: Scrape) -> Samples:
@@ -227,7 +228,7 @@ def test_each_model_served_is_shown_once() -> None:
     metrics = Metrics(CLASSES)
     transport = Transport(1, 1, 1 << 20, metrics.size)
     other = (*MODEL[:3], "cuda:0", "fp32")
-    scrape = Scrape(metrics, transport.all_cells(), lambda: [MODEL, list(MODEL), other])
+    scrape = Scrape([Counted("test", metrics, transport.all_cells())], lambda: [MODEL, list(MODEL), other])
 
     shown = [labels for name, labels in samples(scrape) if name == "darkroom_model_info"]
     assert sorted(map(sorted, shown)) == sorted(

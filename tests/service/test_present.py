@@ -60,7 +60,7 @@ def test_a_gpu_that_no_driver_shows_has_no_samples() -> None:
     transport.tell(0, {"device": "cuda:0", "load_seconds": 1.0})
     registry = CollectorRegistry()
     settings = Settings(model=Path("model.pt"), _cli_parse_args=[])  # type: ignore[call-arg]
-    registry.register(Present(settings, transport, os.getpid()))
+    registry.register(Present(settings, {"test": transport}, os.getpid()))
     text = generate_latest(registry).decode()
 
     assert "# TYPE darkroom_gpu_utilization_ratio gauge" in text

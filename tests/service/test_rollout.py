@@ -18,12 +18,8 @@ from typing import Any
 
 import pytest
 import requests
-import torch
-from torch import nn
 
 from models import archive, goldens
-from models.architectures import classifier
-from models.classifier import Classifier
 from tests import artifacts, running
 from tests.pictures import noise
 from tests.running import Service, gone, serving
@@ -34,25 +30,15 @@ PATIENCE_S = 60
 CLIENTS = 8
 
 
-def always(index: int) -> Classifier:
-    """A network that sees one class in everything."""
-    network = classifier("simple_cnn", len(artifacts.CLASSES))
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.copy_(8.0 * nn.functional.one_hot(torch.tensor(index), len(artifacts.CLASSES)))
-    return network
-
-
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with versions of one model: good ones, and what cannot take over."""
     folder = tmp_path_factory.mktemp("versions") / "test"
     for index in (1, 2, 3):
-        artifacts.save(folder / f"{index}.pt", model=always(index), version=str(index))
-    artifacts.save(folder / "again.pt", model=always(3), version="1")
-    artifacts.save(folder / "stranger.pt", model=always(1), version="9", name="stranger")
-    artifacts.save(folder / "classes.pt", model=always(1), version="8", classes=artifacts.CLASSES[::-1])
+        artifacts.save(folder / f"{index}.pt", model=artifacts.always(index), version=str(index))
+    artifacts.save(folder / "again.pt", model=artifacts.always(3), version="1")
+    artifacts.save(folder / "stranger.pt", model=artifacts.always(1), version="9", name="stranger")
+    artifacts.save(folder / "classes.pt", model=artifacts.always(1), version="8", classes=artifacts.CLASSES[::-1])
     (folder / "damaged.pt").write_bytes((folder / "2.pt").read_bytes()[:-100])
     mistaken(folder / "2.pt", folder / "3.pt", folder / "mistaken.pt")
     return folder

@@ -12,13 +12,12 @@ from starlette.types import Message
 from models import manifest as manifests
 from service import routes
 from service.board import READY
+from service.edition import Edition, Found
 from service.keys import Keys
-from service.metrics import Metrics
+from service.model import Model
 from service.orphans import parent_of
 from service.settings import Settings
 from service.store import Store
-from service.transport import Transport
-from service.versions import Versions
 from tests import artifacts
 from tests.running import Service, workers_among
 
@@ -84,16 +83,13 @@ def test_only_the_worker_and_what_it_is_a_copy_of_load_torch(service: Service) -
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
 def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: Path, path: str) -> None:
-    manifest = manifests.read(model)
-    settings, metrics = Settings(model=model, _cli_parse_args=[]), Metrics(manifest.classes)  # type: ignore[call-arg]
-    transport = Transport(1, 1, 1 << 16, metrics.size)
-    transport.publish(0, manifest.model_dump_json().encode())
-    transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0, "version": "1", "digest": "0"})
-    transport.phase = READY
-    scrape = routes.scrape_of(manifest.name, settings, transport, metrics)
-    table = routes.build(
-        Versions(transport), settings, Keys(), Keys(), Store(model.parent), transport, scrape, lambda: True
-    )
+    settings = Settings(model=model, _cli_parse_args=[])  # type: ignore[call-arg]
+    found = Found(Edition(model, manifests.read(model)), Store(model.parent))
+    served = Model(found, settings, Keys(), 1, lambda *_: None)
+    served.transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0, "version": "1", "digest": "0"})
+    served.transport.phase = READY
+    served.transport.connect()
+    table = routes.build([served], settings, Keys(), Keys(), routes.scrape_of([served], settings))
     application = routes.application(Starlette(routes=table))
     statuses: list[int] = []
 
@@ -104,12 +100,14 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
         return {"type": "http.request"}
 
     async def ask() -> None:
+        served.begin(0, None)
         pool = current_default_thread_limiter()
         for _ in range(int(pool.total_tokens)):
             pool.acquire_on_behalf_of_nowait(object())
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
         with anyio.fail_after(10):
             await application(scope, receive, send)
+        served.close()
 
     anyio.run(ask)
     assert 200 == statuses[0]

@@ -38,7 +38,7 @@ def test_only_what_lies_in_the_folder_is_found(tmp_path: Path, name: str) -> Non
 def test_a_file_alone_has_what_lies_beside_it_as_other_versions(tmp_path: Path) -> None:
     one = folder(tmp_path / "photos", "1.pt", "2.pt") / "1.pt"
 
-    assert (Store(tmp_path / "photos"), one) == find(one)
+    assert (Store(tmp_path / "photos"), one) == find(one)[0]
 
 
 @pytest.mark.parametrize("link", [True, False], ids=["a link", "text"])
@@ -48,7 +48,7 @@ def test_the_pointer_says_which_version_to_begin_with(tmp_path: Path, link: bool
     pointer.symlink_to("1.pt") if link else pointer.write_text("1\n")
 
     assert "1" == store.current()
-    assert (store, store.folder / "1.pt") == find(tmp_path / "models")
+    assert (store, store.folder / "1.pt") == find(tmp_path / "models")[0]
 
 
 def test_a_pointer_to_nothing_is_told(tmp_path: Path) -> None:
@@ -61,16 +61,20 @@ def test_without_a_pointer_the_one_that_was_made_last_begins(tmp_path: Path) -> 
     artifacts.save(tmp_path / "photos" / "b.pt", version="b")
     artifacts.save(tmp_path / "photos" / "a.pt", version="a")
 
-    assert tmp_path / "photos" / "a.pt" == find(tmp_path)[1]
+    assert tmp_path / "photos" / "a.pt" == find(tmp_path)[0][1]
 
 
-def test_a_folder_without_versions_or_with_several_models_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="found none"):
         find(tmp_path)
+
+
+def test_a_folder_may_hold_several_models(tmp_path: Path) -> None:
     for name in ("photos", "drawings"):
         folder(tmp_path / name, "1.pt")
-    with pytest.raises(ArtifactError, match=r"2 \(drawings, photos\); serve one: --model .*drawings"):
-        find(tmp_path)
+        (tmp_path / name / "current").write_text("1")
+
+    assert [tmp_path / "drawings" / "1.pt", tmp_path / "photos" / "1.pt"] == [path for _, path in find(tmp_path)]
 
 
 @pytest.mark.parametrize(

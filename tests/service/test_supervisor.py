@@ -14,8 +14,9 @@ import pytest
 from service.board import FAILED, READY
 from service.crew import Berth, Crew
 from service.edition import Edition
+from service.keeper import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Keeper
 from service.metrics import WORKER_RESTARTS, Metrics
-from service.supervisor import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Supervisor
+from service.supervisor import Supervisor
 from service.transport import Transport
 from tests.service.ends import MANIFEST
 
@@ -59,14 +60,15 @@ def watching(
     """Over a service that is ready."""
     crew = Crew(0, berths, [0])
     crew.begin(Edition(Path("model.pt"), MANIFEST))
-    supervisor = Supervisor(transport, Metrics(CLASSES), [crew], lambda _, berth: launch(berth))
+    supervisor = Supervisor([Keeper(transport, Metrics(CLASSES), [crew], lambda _, berth: launch(berth))])
     supervisor.http = [http]
     return supervisor
 
 
 def restarts(supervisor: Supervisor, berth: Berth) -> float:
     """How many workers of the berth were lost."""
-    transport, metrics = supervisor.transport, supervisor.metrics
+    (keeper,) = supervisor.keepers
+    transport, metrics = keeper.transport, keeper.metrics
     metrics.cells = transport.cells(transport.processes + berth.index)
     return metrics.value(WORKER_RESTARTS)
 
@@ -108,7 +110,7 @@ def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
 ) -> None:
     spare = Berth(0, 0)
     supervisor = watching(transport, [spare], living, lambda _: None)
-    supervisor.crews[0].failures = 1
+    supervisor.keepers[0].crews[0].failures = 1
     spare.process = SPAWN.Process(target=int)
     spare.process.start()
     spare.process.join()
@@ -116,7 +118,7 @@ def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
     transport.beat(spare.index)
     supervisor.look()
 
-    assert failures == supervisor.crews[0].failures
+    assert failures == supervisor.keepers[0].crews[0].failures
 
 
 @pytest.mark.parametrize("serving", [True, False], ids=["one serves", "none serves"])
@@ -136,8 +138,8 @@ def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
         served.process, served.serving_since = living, monotonic()
     for _ in range(2 * len(PAUSES_S) + 2):
         transport.beat(served.index)
-        supervisor.crews[0].next_start = 0.0  # no need to wait
-        supervisor.look()
+        supervisor.keepers[0].crews[0].next_start = 0.0  # no need to wait
+        supervisor.look_safely()
 
     assert restarts(supervisor, other) > len(PAUSES_S)
     expected = (READY, []) if serving else (FAILED, [signal.SIGTERM])
@@ -160,7 +162,7 @@ def test_a_candidate_whose_workers_are_lost_again_and_again_is_dismissed_and_the
     for crew in crews:
         crew.begin(Edition(Path("model.pt"), MANIFEST))
         crew.prove({})
-    supervisor = Supervisor(transport, Metrics(CLASSES), crews, launch)
+    supervisor = Supervisor([Keeper(transport, Metrics(CLASSES), crews, launch)])
     supervisor.http = [living]
     served.process = living
     transport.open(1, to=True)
