@@ -111,6 +111,8 @@ class Client:
     ) -> None:
         """`model` names one of several; `timeout` is in seconds for all attempts at one image together.
 
+        `concurrency` is for `predict_many`.
+
         Raises:
             ValueError: the address or the key cannot be one.
         """

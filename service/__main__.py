@@ -70,7 +70,7 @@ def look_for_models(settings: Settings) -> list[Found]:
                 f"{manifest.name}; rename the folder, or train with --name {there.folder.name}",
             )
         folder = settings.keep_images
-        if folder is not None:
+        if folder:
             folder = album.prepare(folder, manifest.name if len(places) > 1 else "", manifest.classes)
         found.append(Found(Edition(path, manifest), there, folder))
     return found

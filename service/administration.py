@@ -128,7 +128,9 @@ def wished(action: str, body: bytes) -> Wish:
     if unfit := wish.model_fields_set - TAKEN[action]:
         raise BadParameter(f"{', '.join(sorted(unfit))}: not for {action}.")
     if action == LOAD and not wish.version:
-        raise BadParameter('Say which version: {"version": "NAME"}; GET /models tells which there are.')
+        raise BadParameter(
+            'Say which version: {"version": "NAME"}; GET /models tells which there are, of one model GET /models/NAME.'
+        )
     if action == SHARE and wish.share is None:
         raise BadParameter('Say which share of the requests, from 0 to 1: {"share": 0.1}.')
     return wish

@@ -55,6 +55,8 @@ def prepare(folder: Path, model: str, classes: Sequence[str]) -> Path:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if model:
+            if (folder / WAITING).is_dir():
+                raise SettingsError(f"--keep-images {folder}: it holds one model's images; move them to {folder}/NAME")
             folder /= model
             folder.mkdir(mode=0o700, exist_ok=True)
         if not (folder / WAITING).is_dir() and any(folder.iterdir()):

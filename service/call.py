@@ -114,11 +114,15 @@ class Endpoint(ABC):
 class Endpoints:
     """Where a request for predictions goes, by its path."""
 
-    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
-        """A path with the star `*` in the place of a version is every version's that is there."""
+    def __init__(self, endpoints: Mapping[str, Endpoint], journal: Journal) -> None:
+        """A path with the star `*` in the place of a version is every version's that is there.
+
+        `journal` is of what is no request.
+        """
         self.plain = {path: endpoint for path, endpoint in endpoints.items() if "*" not in path}
         self.starred = {tuple(path.split("*")): endpoint for path, endpoint in endpoints.items() if "*" in path}
-        self.shared = next(iter(endpoints.values()))  # the phase is on every channel, and settings are the same for all
+        self.first = next(iter(endpoints.values()))  # settings are the same for all, and the phase is on every channel
+        self.journal = journal
 
     def find(self, path: str) -> tuple[Endpoint, Version | None] | None:
         """The endpoint, and the version if the path names one; None where it is no path for predictions."""
@@ -164,7 +168,9 @@ class Call:
         endpoint.metrics.add(REQUESTS_IN_FLIGHT)
         self.span: Span | None = None
         if endpoint.tracing:
-            self.span = endpoint.tracing.begin(endpoint.route, self.request_id, self.started, self.headers)
+            self.span = endpoint.tracing.begin(
+                endpoint.route, endpoint.manifest.name, self.request_id, self.started, self.headers
+            )
 
     def begin(self) -> None:
         """Refuse what the head alone tells to be unusable."""

@@ -25,7 +25,8 @@ HELP = f"""Change the version that a running service serves; it needs one of the
   python -m service models share 0.1                     let it answer a tenth of the requests; 0 takes that back
   python -m service models promote                       let it serve; no request is lost
   python -m service models rollback                      take it away, or go back to what served before
-  python -m service models load 2 --promote              both, once it is ready"""
+  python -m service models load 2 --promote              both, once it is ready
+  python -m service models load 2 --name photos          where the service has several models"""
 LOOK_S = 0.2
 REQUEST_S = 10
 

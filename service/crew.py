@@ -56,10 +56,10 @@ class Crew:
         self.failures, self.next_start, self.load_seconds = 0, 0.0, load_seconds
         self.proved, self.trouble = False, ""
 
-    def prove(self, plan: dict[str, Any]) -> None:
-        """Every worker that is wanted has loaded; others need not try what pays on this machine again."""
+    def prove(self, plan: dict[str, Any], load_seconds: float) -> None:
+        """Every worker that is wanted has loaded in this time; others need not try what pays here again."""
         assert self.edition, "it has loaded something"
-        self.edition = replace(self.edition, plan=plan)
+        self.edition, self.load_seconds = replace(self.edition, plan=plan), load_seconds
         self.proved = True
 
     def end(self) -> None:

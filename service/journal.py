@@ -16,8 +16,9 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class Journal:
     """One HTTP process's requests."""
 
-    def __init__(self, metrics: Metrics, access_log: bool) -> None:
-        """Successes are logged with `access_log` only."""
+    def __init__(self, metrics: Metrics, access_log: bool, model: str = "") -> None:
+        """Of requests to a `model`, or to none; successes are logged with `access_log` only."""
+        self.model = {"model": model} if model else {}
         self.metrics = metrics
         self.access_log = access_log
         self.ids = count()
@@ -43,7 +44,7 @@ class Journal:
         self.metrics.observe(REQUEST_SECONDS, seconds, route)
         if status < 400 and not self.access_log:
             return
-        told = {"request_id": request_id, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
+        told = self.model | {"request_id": request_id, "route": route, "status": status, "ms": round(seconds * 1000, 1)}
         if found := TRACEPARENT.match(traceparent):
             told["trace_id"] = found[1].decode()
         if status >= 400:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
+from typing import Any
 
 from service.board import DRAINING, READY
 from service.crew import Berth, Crew
@@ -35,12 +36,14 @@ class Keeper:
 
     def __init__(
         self,
+        model: str,
         transport: Transport,
         metrics: Metrics,
         crews: Sequence[Crew],
         launch: Callable[[Crew, Berth], None],
     ) -> None:
-        """`launch` starts a process in an empty berth of a crew."""
+        """`model` is its name, for the log; `launch` starts a process in an empty berth of a crew."""
+        self.model = model
         self.transport, self.metrics, self.crews, self.launch = transport, metrics, crews, launch
         self.also: Sequence[Callable[[float], None]] = ()  # others that look, once the service is ready
         self.closed = False
@@ -49,6 +52,10 @@ class Keeper:
     def processes(self) -> list[BaseProcess]:
         """All workers that are there."""
         return [berth.process for crew in self.crews for berth in crew.berths if berth.process]
+
+    def about(self, worker: BaseProcess) -> dict[str, Any]:
+        """What the log tells of a worker."""
+        return {"model": self.model, "worker": worker.pid}
 
     def end(self) -> None:
         """Watch no more; who does not serve is not needed, and would first load to its end."""
@@ -70,7 +77,7 @@ class Keeper:
                 if berth.process and ended(berth.process):
                     self.lose(crew, berth, berth.process)
                 elif berth.process and self.hangs(crew, berth, awake_since):
-                    logger.error("a worker does not move; killing it", extra={"worker": berth.process.pid})
+                    logger.error("a worker does not move; killing it", extra=self.about(berth.process))
                     berth.process.kill()  # the next look finds it ended
         if not self.closed and self.transport.phase == READY:
             for look in self.also:
@@ -105,7 +112,7 @@ class Keeper:
             started = berth.serving_since is not None and now - berth.serving_since > STEADY_S
         crew.failures = 1 if started else crew.failures + 1
         reason = self.transport.refusal(berth.index) or f"a worker ended with exit code {process.exitcode}"
-        logger.error("a worker was lost", extra={"worker": process.pid, "exit_code": process.exitcode})
+        logger.error("a worker was lost", extra=self.about(process) | {"exit_code": process.exitcode})
         self.metrics.clear_gauges()
         self.metrics.add(WORKER_RESTARTS)
         self.transport.clear(berth.index)
@@ -121,11 +128,11 @@ class Keeper:
         elif crew.side != self.transport.serving:
             self.dismiss(crew, reason)
         else:
-            raise Hopeless(f"the model worker did not start {len(PAUSES_S)} times in a row")
+            raise Hopeless(f"the worker of the model {self.model} did not start {len(PAUSES_S)} times in a row")
 
     def dismiss(self, crew: Crew, reason: str) -> None:
         """Do without a crew that does not serve; what it had goes to the one that does."""
-        logger.error("a version cannot be used", extra={"reason": reason})
+        logger.error("a version cannot be used", extra={"model": self.model, "reason": reason})
         crew.trouble = reason
         self.transport.divide(self.transport.serving)
         self.transport.open(crew.side, to=False)
@@ -145,10 +152,10 @@ class Keeper:
                 missing.remove(berth.device)
                 berth.serve()
                 told = "a worker took over" if crew.proved else "a worker has loaded"
-                logger.info(told, extra={"worker": berth.process.pid})
+                logger.info(told, extra=self.about(berth.process))
             elif not berth.spare:
                 berth.spare = True
-                logger.info("a spare stands by", extra={"worker": berth.process.pid})
+                logger.info("a spare stands by", extra=self.about(berth.process))
         if monotonic() >= crew.next_start and (missing or self.transport.phase == READY):
             for berth in crew.berths:
                 if berth.process is None:

@@ -25,10 +25,9 @@ DISCONNECTED = 499  # nobody read the answer; nginx's convention
 OTHER_ROUTE = "other"
 V2_ROUTE, V2_INFER_ROUTE = "/v2", "/v2/infer"  # all of the Open Inference Protocol's but inference; that, of any model
 MODELS_ROUTE = "/models"  # and all below
-MODEL_ROUTES = ("/predict", "/feedback", V2_INFER_ROUTE)  # a model counts these; all other requests are no model's
 ROUTES = (
-    *("/health", "/readyz", "/livez", "/metrics", "/info", "/", "/page", "/docs", "/openapi.json"),
-    *(*MODEL_ROUTES, V2_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
+    *("/predict", "/feedback", "/health", "/readyz", "/livez", "/metrics", "/info", "/", "/page", "/docs"),
+    *("/openapi.json", V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
     {200, 202, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
@@ -263,7 +262,10 @@ class Metrics:
 
 
 class Counted(NamedTuple):
-    """What was counted for a model: its name, the layout of its cells, and every process's."""
+    """What was counted for a model: its name, the layout of its cells, and every process's.
+
+    The name is empty, which to Prometheus is no label, for requests that no model answers.
+    """
 
     model: str
     metrics: Metrics
@@ -307,18 +309,13 @@ class Scrape(Collector):
                 for values in family.values:
                     found = sums[at : at + family.width]
                     at += family.width
-                    if any(found) or not family.seldom:
-                        fill(one, family, (whose(model, family, values), *values) if several else values, found)
+                    if any(found) or (model and not family.seldom):
+                        fill(one, family, (model, *values) if several else values, found)
         yield from made
         info = new(MODEL_INFO)
         for values in set(map(tuple, self.models())):
             fill(info, MODEL_INFO, values, [1.0])
         yield info
-
-
-def whose(model: str, family: Family, values: Sequence[str]) -> str:
-    """The model that a count is of; none, which to Prometheus is no label, for requests that no model answers."""
-    return "" if family in (REQUESTS, REQUEST_SECONDS) and values[0] not in MODEL_ROUTES else model
 
 
 def new(family: Family, *, named: bool = False) -> Any:

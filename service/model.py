@@ -57,10 +57,14 @@ class Model:
         manifest = self.manifest = found.edition.manifest
         self.name = manifest.name
         if len(manifest.classes) > MAX_CLASSES:
-            raise StartError(f"the model has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served")
+            raise StartError(
+                f"{found.edition.path}: it has {len(manifest.classes)} classes; at most {MAX_CLASSES} can be served"
+            )
         told = manifest.model_dump_json().encode()
         if len(told) > LONGEST_DOCUMENT:
-            raise StartError(f"the model's manifest has {len(told)} bytes; at most {LONGEST_DOCUMENT} can be served")
+            raise StartError(
+                f"{found.edition.path}: its manifest has {len(told)} bytes; at most {LONGEST_DOCUMENT} can be served"
+            )
         wanted = [*range(devices)] * settings.workers
         places = len(wanted) + settings.spares
         berths = [Berth(index, index % places % devices) for index in range(SIDES * places)]
@@ -70,15 +74,15 @@ class Model:
         self.transport = Transport(settings.http_processes, places, settings.capacity_bytes, self.metrics.size)
         self.transport.publish(0, told)
         self.versions = Versions(self.transport)
-        self.keeper = Keeper(self.transport, Metrics(manifest.classes), self.crews, partial(launch, self))
+        self.keeper = Keeper(self.name, self.transport, Metrics(manifest.classes), self.crews, partial(launch, self))
         everybody = self.transport.all_cells()
         own = Metrics(manifest.classes)  # of the main process
         own.cells = everybody[-1]
         drift = Drift(manifest.validation_statistics, own, self.transport.serving_cells, settings.drift_window_s)
-        rollout = Rollout(self.transport, own, self.crews, found.store, drift)
+        rollout = Rollout(self.name, self.transport, own, self.crews, found.store, drift)
         self.keeper.also = rollout.look, drift.look
         self.channel: Channel | None = None
-        self.journal = Journal(self.metrics, settings.access_log)
+        self.journal = Journal(self.metrics, settings.access_log, self.name)
         shared = manifest, settings, keys, self.journal, self.open_channel
         self.predict, self.open_inference = Predict(*shared), OpenInference(*shared)
         self.feedback = Feedback(*shared) if settings.feedback else None
@@ -120,8 +124,7 @@ class Model:
             self.feedback.tracing = tracing
 
     def close(self) -> None:
-        """The HTTP process ends."""
-        self.open_channel().close()
+        """The HTTP process ends; its channel is closed already."""
         if self.feedback:
             self.feedback.close()
 

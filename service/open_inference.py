@@ -82,7 +82,7 @@ class Tensor:
 
 
 class OpenInference(Endpoint):
-    """Requests that ask for the one model that is served."""
+    """Requests that ask for a model."""
 
     route = V2_INFER_ROUTE
 

@@ -238,6 +238,12 @@ def document(
     """
     several = len(manifests) > 1
     paths: Json = {}
+    if several and settings.info:
+        paths["/info"] = {"get": guarded(get("All models", "application/json")["get"], keyed)}
+    if several and settings.docs:
+        paths["/"] = get("The way to each model's page", "text/html")
+    if several and operators:
+        paths[MODELS_ROUTE] = {"get": guarded(get("The versions of all models", "application/json")["get"], keyed=True)}
     for one in manifests:
         at = f"/{one.name}" if several else ""
         operations = {"predict": predict(settings)}
@@ -263,10 +269,13 @@ def document(
         paths["/docs"] = get("This document for people", "text/html")
         paths["/openapi.json"] = get("This document", "application/json")
     shapes = schemas(max(len(one.classes) for one in manifests)) | open_inference_schemas()
-    title = f"Darkroom: {', '.join(one.name for one in manifests)}"
+    names = ", ".join(one.name for one in manifests)
+    about: Json = {"title": f"Darkroom: {names}", "version": release, "license": {"name": "Apache-2.0"}}
+    if not several:
+        about["description"] = f"What is the model's answers with its name behind it, too: /predict/{names}"
     return {
         "openapi": "3.1.0",
-        "info": {"title": title, "version": release, "license": {"name": "Apache-2.0"}},
+        "info": about,
         "paths": paths,
         "components": {"schemas": shapes} | ({"securitySchemes": KEYS} if keyed or operators else {}),
     }

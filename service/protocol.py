@@ -59,7 +59,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.app = app
         self.endpoints = endpoints
-        self.shared = endpoints.shared
+        self.shared = endpoints.first
         self.room = room
         self.header_timeout = self.shared.settings.header_timeout_ms / 1000
         self.body_timeout = self.shared.settings.body_timeout_ms / 1000
@@ -364,7 +364,7 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.more_body:
             self.transport.close()  # its reply has been written
             return
-        journal = self.shared.journal
+        journal = self.endpoints.journal
         request_id = journal.new_id()
         journal.metrics.reject(error)
         journal.unreadable(int(error.status), error.code, request_id)

@@ -53,9 +53,10 @@ class Rollout:
     """Which versions there are and what becomes of them; one order at a time."""
 
     def __init__(
-        self, transport: Transport, metrics: Metrics, crews: Sequence[Crew], store: Store, drift: Drift
+        self, model: str, transport: Transport, metrics: Metrics, crews: Sequence[Crew], store: Store, drift: Drift
     ) -> None:
-        """The first crew serves; `metrics` are the main process's."""
+        """The first crew of the `model` of this name serves; `metrics` are the main process's."""
+        self.model = model
         self.transport, self.metrics, self.crews, self.store, self.drift = transport, metrics, crews, store, drift
         self.order: Order | None = None  # that takes time
         self.ended: deque[dict[str, Any]] = deque(maxlen=ENDED)  # how orders ended, the last one first
@@ -200,7 +201,7 @@ class Rollout:
         elif order and crew.edition and not crew.proved:
             told = self.transport.told_on(crew.side)
             if len(told) >= len(crew.wanted):
-                crew.prove(told[0]["plan"])
+                crew.prove(told[0]["plan"], max(facts["load_seconds"] for facts in told))
                 self.transport.open(crew.side, to=True)
                 if order.promote:
                     self.take_over(order)
@@ -268,9 +269,9 @@ class Rollout:
         told = {name: value for name, value in asdict(order).items() if name in ("action", "version") and value}
         self.ended.appendleft({"id": order.id, **told, "done": not reason, "detail": reason, "at": round(time(), 3)})
         if reason:
-            logger.error("an order failed", extra=told | {"reason": reason})
+            logger.error("an order failed", extra={"model": self.model} | told | {"reason": reason})
         else:
-            logger.info("an order was carried out", extra=told)
+            logger.info("an order was carried out", extra={"model": self.model} | told)
 
     def tell(self) -> None:
         """Show on the board how things are."""

@@ -45,14 +45,15 @@ class Room:
         return False
 
 
-def connections_each(settings: Settings) -> int:
+def connections_each(settings: Settings, models: int) -> int:
     """How many connections each HTTP process may hold, after raising the limit of open files where that is needed."""
+    others = OTHER_FILES + (models - 1) * (10 + 2 * settings.http_processes)  # sockets and memory of each
     most = max(1, settings.max_connections // settings.http_processes)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < most + OTHER_FILES:
+    if soft < most + others:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard < most + OTHER_FILES:
-        told = {"connections": max(1, hard - OTHER_FILES) * settings.http_processes, "open_files": hard}
+    if hard < most + others:
+        told = {"connections": max(1, hard - others) * settings.http_processes, "open_files": hard}
         logger.warning("the limit of open files allows fewer connections than --max-connections", extra=told)
-        most = max(1, hard - OTHER_FILES)
+        most = max(1, hard - others)
     return most

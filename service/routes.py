@@ -18,7 +18,7 @@ from service.board import FAILED
 from service.call import refuse_unready
 from service.errors import NO_ROUTE, MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
-from service.metrics import Counted, Scrape
+from service.metrics import Cells, Counted, Scrape
 from service.model import Model, named, nameless
 from service.predict import ROUTE
 from service.present import Present
@@ -72,6 +72,10 @@ def build(models: Sequence[Model], settings: Settings, keys: Keys, admins: Keys,
 
         return tried
 
+    def indexed(_: Request) -> Response:
+        told, guarding = page.index([model.name for model in models])
+        return HTMLResponse(told, headers=guarding)
+
     def document() -> openapi.Json:
         given = {"keyed": bool(keys), "operators": bool(admins)}
         return openapi.document([one.versions.serving.manifest for one in models], settings, __version__, **given)
@@ -86,11 +90,7 @@ def build(models: Sequence[Model], settings: Settings, keys: Keys, admins: Keys,
         answers["/openapi.json"] = lambda _: JSONResponse(document())
         answers["/docs"] = lambda _: HTMLResponse(openapi.page(document()))
         answers |= {path: trying(model) for path, model in named(page.ROUTE, models)}
-        answers["/"] = (
-            (lambda _: HTMLResponse(page.index([model.name for model in models])))
-            if several
-            else answers.pop(page.ROUTE)
-        )
+        answers["/"] = indexed if several else answers.pop(page.ROUTE)
     answered = [ROUTE, *([feedback.ROUTE] if settings.feedback else ())]
     return [
         *(Route(path, answered_before, methods=["POST"]) for at in answered for path, _ in named(at, models)),
@@ -181,15 +181,21 @@ def configured(model: Model) -> dict[str, Any]:
     return config
 
 
-def scrape_of(models: Sequence[Model], settings: Settings) -> Scrape:
-    """What `/metrics` shows; made in the main process."""
+def scrape_of(models: Sequence[Model], others: Sequence[Cells], settings: Settings) -> Scrape:
+    """What `/metrics` shows, with the `others` that count requests no model answers; made in the main process."""
 
     def served() -> Iterator[tuple[str, ...]]:
         for model in models:
             for facts in model.transport.all_told():
                 yield model.name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
 
-    counted = [Counted(model.name, model.metrics, model.transport.all_cells()) for model in models]
+    only = len(models) == 1
+    counted = [
+        Counted(model.name, model.metrics, [*model.transport.all_cells(), *(others if only else ())])
+        for model in models
+    ]
+    if not only:
+        counted.append(Counted("", models[0].metrics, others))
     transports = {model.name: model.transport for model in models}
     return Scrape(counted, served, Present(settings, transports, os.getpid()))
 
@@ -234,9 +240,9 @@ def ready(model: Model) -> dict[str, Any]:
     refuse_unready(transport.phase)
     for facts in transport.told_on(transport.serving):
         if not model.answering():
-            raise NotReady("The model worker does not answer.")
+            raise NotReady(f"The worker of the model {model.name} does not answer.")
         return facts
-    raise NotReady("No worker is ready; another is being started.")
+    raise NotReady(f"No worker of the model {model.name} is ready; another is being started.")
 
 
 def state(model: Model) -> str:

@@ -30,13 +30,15 @@ import litserve
 from litserve.loops import inference_worker
 
 from service import logs, routes
-from service.board import DRAINING, FAILED, READY
+from service.board import DRAINING, FAILED, READY, Board
 from service.boundary import Boundary
 from service.call import LONGEST_TIMEOUT_MS, Endpoints
 from service.crew import Berth, Crew
 from service.edition import Found
+from service.journal import Journal
 from service.keys import Keys
 from service.logs import logger
+from service.metrics import Metrics
 from service.model import Model, endpoints, named
 from service.orphans import end_with_parent
 from service.predict import ROUTE
@@ -78,13 +80,15 @@ class Server(litserve.LitServer):
         self.stopping = False
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
-        self.scrape = routes.scrape_of(self.models, settings)
+        # Requests that no model answers are counted apart, in cells laid out as the first model's.
+        self.journal = Journal(Metrics(self.models[0].manifest.classes), settings.access_log)
+        self.cells = Board(settings.http_processes, 0, 0, self.journal.metrics.size)
+        self.scrape = routes.scrape_of(self.models, self.cells.all_cells(), settings)
         table = routes.build(self.models, settings, keys, admins, self.scrape)
         self.app.router.routes[:] = table
         self.app.router.redirect_slashes = False
         self.app.user_middleware.clear()
-        journal = self.models[0].journal  # of requests that no model answers, too
-        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, journal)
+        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, self.journal)
 
     @property
     def phase(self) -> int:
@@ -160,8 +164,6 @@ class Server(litserve.LitServer):
         http, workers = list(processes.values()), self.inference_workers
         others = multiprocessing.active_children()
         self.supervisor.http = http
-        for model in self.models:
-            model.crews[0].load_seconds = monotonic() - model.first_berths[0].started
         self.supervisor.manager = [child for child in others if child not in http and child not in workers]
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
@@ -191,11 +193,11 @@ class Server(litserve.LitServer):
                 if not told:
                     self.phase = FAILED
                     raise StartError("the model worker was lost before the service could start")
-                model.crews[0].prove(told[0]["plan"])
+                model.crews[0].prove(told[0]["plan"], max(facts["load_seconds"] for facts in told))
                 for look in model.keeper.also:  # before the first request
                     look(monotonic())
             self.phase = READY
-        banner(self.models, address)
+        banner(self.models, address, told[0])
 
     def stop(self) -> None:
         """The main process sends the workers nothing more, and the HTTP processes end side by side."""
@@ -224,10 +226,14 @@ class Server(litserve.LitServer):
             from service.tracing import Tracing
 
             tracing = Tracing()
+        self.journal.metrics.cells = self.cells.cells(app.response_queue_id)
+        self.journal.begin()
         for model in self.models:
             model.begin(app.response_queue_id, tracing)
         async with super().lifespan(app):
             yield
+        for model in self.models:
+            model.open_channel().close()
         for model in self.models:
             model.close()
         if tracing:
@@ -271,15 +277,14 @@ def answers(address: tuple[Any, ...]) -> bool:
     return True
 
 
-def banner(models: Sequence[Model], address: tuple[Any, ...]) -> None:
-    """Where the service is and a line to try it with."""
+def banner(models: Sequence[Model], address: tuple[Any, ...], facts: dict[str, Any]) -> None:
+    """Where the service is and a line to try it with; `facts` are a worker's."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{address[1]}"
     path, first = next(named(ROUTE, models))
     sample = first.edition.path.with_name("sample.png")
     image = sample if sample.is_file() else "photo.jpg"
     files = ", ".join(str(model.edition.path) for model in models)
-    facts = first.transport.all_told()[0]
     print(
         f"Darkroom serves {files} at {url} on {facts['device']} ({facts['dtype']})\ncurl -F file=@{image} {url}{path}",
         flush=True,
@@ -325,8 +330,8 @@ def run(settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, ho
             http=partial(
                 Protocol,
                 app=server.boundary,
-                endpoints=Endpoints(endpoints(server.models)),
-                room=Room(connections_each(settings)),
+                endpoints=Endpoints(endpoints(server.models), server.journal),
+                room=Room(connections_each(settings, len(found))),
             ),
             proxy_headers=False,
             log_config=None,

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     nvjpeg: CliImplicitFlag[bool] = Field(
         False, description="decode ordinary JPEGs on the GPU: faster, but few damaged ones are refused"
     )
-    workers: int = Field(1, ge=1, le=64, description="model workers on each device")
+    workers: int = Field(1, ge=1, le=64, description="workers of each model on each device")
     spares: int = Field(0, ge=0, le=64, description="loaded workers in reserve; one takes over at once from a lost one")
     http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")
     max_batch_size: int = Field(
@@ -74,9 +74,9 @@ class Settings(BaseSettings):
     objective_p99_ms: float | None = Field(
         None, gt=0, le=60_000, description="batches as large, and queues as long, as let 99 % be answered in this time"
     )
-    capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered")
+    capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered, of each model")
     capacity_bytes: int = Field(
-        256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered"
+        256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered, of each model"
     )
     timeout_ms: int = Field(30_000, ge=1, le=60_000, description="deadline of a request that brings none")
     header_timeout_ms: int = Field(5000, ge=1, le=60_000, description="longest wait for a request's head")
@@ -106,7 +106,9 @@ class Settings(BaseSettings):
     keep_images: Path | None = Field(
         None, description="folder to keep images in for the next training, sorted by feedback; none are kept without"
     )
-    keep_bytes: int = Field(1 << 30, ge=MIB, le=1 << 50, description="most bytes of kept images; then the oldest go")
+    keep_bytes: int = Field(
+        1 << 30, ge=MIB, le=1 << 50, description="most bytes of kept images, of each model; then the oldest go"
+    )
     keep_days: int = Field(30, ge=1, le=3650, description="how long images are kept at most")
     docs: CliImplicitFlag[bool] = Field(True, description="serve the page at /, /docs and /openapi.json")
     info: CliImplicitFlag[bool] = Field(True, description="serve /info")

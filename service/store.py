@@ -12,6 +12,7 @@ from pathlib import Path
 
 from models import manifest as manifests
 from models.errors import ArtifactError
+from models.formats import hidden
 
 SUFFIX, POINTER = ".pt", "current"
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -56,10 +57,12 @@ def find(model: Path) -> list[tuple[Store, Path]]:
     """
     if not model.is_dir():
         return [(Store(model.parent), model)]
-    folders = [model] if any(model.glob("*" + SUFFIX)) else sorted({path.parent for path in model.glob("*/*" + SUFFIX)})
-    if not folders:
+    alone = Store(model)
+    below = [Store(folder) for folder in sorted(model.iterdir()) if folder.is_dir() and not hidden(folder.name)]
+    stores = [store for store in ([alone] if alone.names() else below) if store.names()]
+    if not stores:
         raise ArtifactError(model, "versions of a model, NAME/VERSION.pt", "none")
-    return [(store, first(store)) for store in map(Store, folders)]
+    return [(store, first(store)) for store in stores]
 
 
 def first(store: Store) -> Path:

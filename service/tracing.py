@@ -51,14 +51,15 @@ class Tracing:
         ending.start()
         ending.join(FLUSH_S)
 
-    def begin(self, route: str, request_id: str, started: float, headers: Mapping[bytes, bytes]) -> Span:
-        """The span of a request; the client's, where it sends one, is its parent."""
+    def begin(self, route: str, model: str, request_id: str, started: float, headers: Mapping[bytes, bytes]) -> Span:
+        """The span of a request to a model; the client's, where it sends one, is its parent."""
         carrier = {
             name: headers[name.encode()].decode("latin-1")
             for name in ("traceparent", "tracestate")
             if name.encode() in headers
         }
         told = {"http.request.method": "POST", "http.route": route, "darkroom.request_id": request_id}
+        told["darkroom.model"] = model
         parent = self.propagator.extract(carrier)
         return self.tracer.start_span(f"POST {route}", parent, SpanKind.SERVER, told, start_time=self.at(started))
 

@@ -46,25 +46,29 @@ def page(manifest: Manifest, settings: Settings, *, keyed: bool, named: bool) ->
         style=style,
         script=script,
     )
-    policy = (
-        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return document, {
-        "content-security-policy": policy,
+    return document, guarding(f"script-src {digest(script)}; style-src {digest(style)}; connect-src 'self'")
+
+
+def index(names: Sequence[str]) -> tuple[str, Mapping[str, str]]:
+    """The document at `/` where several models are served, the way to each one's page, and its headers."""
+    style = "body{font:16px/1.5 system-ui;max-width:50rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
+    links = "".join(f'<li><a href="{ROUTE}/{escape(name)}">{escape(name)}</a></li>' for name in names)
+    document = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Darkroom</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{style}</style>
+<main><h1>Darkroom</h1><p>Try one of the models:</p><ul>{links}</ul>
+<p><a href="/docs">API</a> · <a href="/metrics">metrics</a></p></main></html>"""
+    return document, guarding(f"style-src {digest(style)}")
+
+
+def guarding(sources: str) -> Mapping[str, str]:
+    """Headers that let a document use nothing else."""
+    policy = f"default-src 'none'; {sources}; img-src blob: data:; base-uri 'none'; form-action 'none'"
+    return {
+        "content-security-policy": f"{policy}; frame-ancestors 'none'",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",
     }
-
-
-def index(names: Sequence[str]) -> str:
-    """The page at `/` where several models are served: the way to each one's."""
-    links = "".join(f'<li><a href="{ROUTE}/{escape(name)}">{escape(name)}</a></li>' for name in names)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Darkroom</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<style>body{{font:16px/1.5 system-ui;max-width:50rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}}</style>
-<main><h1>Darkroom</h1><p>Try one of the models:</p><ul>{links}</ul>
-<p><a href="/docs">API</a> · <a href="/metrics">metrics</a></p></main></html>"""
 
 
 @cache

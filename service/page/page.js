@@ -162,7 +162,7 @@ function showTiming(part, timing) {
 
 function showCode(part, name) {
   const file = /^[\w.-]+$/.test(name) ? name : "photo.jpg";
-  const url = `${location.origin}/predict`;
+  const url = `${location.origin}/predict${facts.at}`;
   const withKey = facts.keyed ? ['-H "X-API-Key: $KEY" ', ', headers={"X-API-Key": key}'] : ["", ""];
   part(".curl").textContent = `curl ${withKey[0]}-F file=@${file} ${url}`;
   part(".python").textContent =

@@ -44,8 +44,13 @@ def transported(processes: int = 1, workers: int = 1, room: int = ROOM) -> Itera
     try:
         yield transport
     finally:
-        for end in itertools.chain(*transport.requests, *transport.answers, transport.orders):
-            end.close()
+        disconnect(transport)
+
+
+def disconnect(transport: Transport) -> None:
+    """Close all ends."""
+    for end in itertools.chain(*transport.requests, *transport.answers, transport.orders):
+        end.close()
 
 
 def counting(transport: Transport, process: int) -> Metrics:

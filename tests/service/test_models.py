@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,9 +151,30 @@ def test_each_ones_counts_have_its_name_and_no_other_requests_have_one(service: 
     assert {("letters", 1), ("shapes", 1)} == {
         (one.labels["model"], one.value) for one in samples if one.name == "darkroom_workers_ready"
     }
-    routes = {(one.labels["model"], one.labels["route"]) for one in samples if one.name == "darkroom_requests_total"}
-    assert {("letters", "/predict"), ("shapes", "/predict"), ("", "/health")} <= routes
-    assert not {route for model, route in routes if model} - {"/predict", "/feedback", "/v2/infer"}
+
+
+def test_requests_that_no_model_answers_are_no_models(service: Service) -> None:
+    for path in ("/health", "/predict/letters", "/feedback", "/info/shapes", "/page/letters"):
+        service.get(path)
+    service.post(BODY)
+    service.post(b"{bad", "/models/shapes/load", X_API_Key="admin")
+    samples = [one for family in text_string_to_metric_families(service.get("/metrics").text) for one in family.samples]
+
+    counted = {
+        (one.labels["model"], one.labels["route"], one.labels["status"])
+        for one in samples
+        if one.name == "darkroom_requests_total"
+    }
+    nobodys = {("/health", "200"), ("/predict", "405"), ("/predict", "404"), ("/feedback", "405")}
+    nobodys |= {("/info", "200"), ("/page", "200"), ("/models", "400")}
+    assert {("", *of) for of in nobodys} <= counted
+    assert not {(route, status) for model, route, status in counted if model} & nobodys
+    rejected = {
+        one.labels["model"]: one.value
+        for one in samples
+        if one.name == "darkroom_images_rejected_total" and one.labels["reason"] == "bad_json" and one.value
+    }
+    assert {"": 1} == rejected
 
 
 def test_one_changes_its_version_and_the_other_stays(service: Service) -> None:
@@ -200,3 +222,57 @@ def test_images_are_kept_apart(folder: Path, tmp_path: Path) -> None:
         service.stop()
 
     assert [1, 1] == [len(list((kept / where).iterdir())) for where in ("letters/b", "shapes/class-2")]
+
+
+def test_keys_and_what_is_not_served_hold_for_every_model(folder: Path) -> None:
+    flags = ("--no-docs", "--no-info", "--no-feedback")
+    with serving(folder, *flags, DARKROOM_ADMIN_KEYS="admin", DARKROOM_API_KEYS="key") as service:
+        assert 200 == service.post(BODY, "/predict/shapes", X_API_Key="key").status_code
+        for path in ("/predict/shapes", "/v2/models/letters/infer", "/v2/models/letters/versions/1/infer"):
+            assert 401 == service.post(BODY, path).status_code
+        assert 401 == service.get("/models/letters").status_code
+        assert 401 == service.post(b"{}", "/models/letters/promote", X_API_Key="key").status_code
+        for path in ("/info", "/info/shapes", "/", "/page/shapes", "/docs"):
+            assert 404 == service.get(path).status_code
+        assert 404 == service.post(b"{}", "/feedback/shapes").status_code
+        assert service.sample("darkroom_requests_total", model="", route="other", status="404") >= 6
+
+
+def test_a_crowd_before_one_model_refuses_nobody_before_another(folder: Path) -> None:
+    with serving(folder, "--capacity", "4", "--max-images", "8") as service:
+        several = {"images": [b64encode(BODY).decode()] * 5}
+        refused = requests.post(f"{service.url}/predict/letters", json=several, timeout=10)
+        several["images"].pop()
+        with ThreadPoolExecutor(2) as pool:
+            replies = list(
+                pool.map(
+                    lambda name: requests.post(f"{service.url}/predict/{name}", json=several, timeout=60),
+                    ("letters", "shapes"),
+                )
+            )
+
+    assert (413, "too_many_images") == (refused.status_code, refused.json()["code"])
+    assert [200, 200] == [reply.status_code for reply in replies]
+
+
+def test_the_document_has_every_route(service: Service) -> None:
+    paths = service.get("/openapi.json").json()["paths"]
+
+    for name in ("letters", "shapes"):
+        assert {f"/predict/{name}", f"/feedback/{name}", f"/info/{name}", f"/page/{name}"} <= paths.keys()
+        assert {f"/models/{name}", f"/models/{name}/promote", f"/v2/models/{name}/infer"} <= paths.keys()
+    for path, methods in paths.items():
+        if "get" in methods:
+            assert service.get(path).status_code in (200, 401), path
+
+
+def test_models_without_a_worker_to_be_had_end_the_service_and_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "models")
+    with serving(tmp_path / "models") as service:
+        (tmp_path / "models" / "letters" / "1.pt").unlink()
+        os.kill(workers_among(service.children())[0], signal.SIGKILL)
+        assert 1 == service.process.wait(PATIENCE_S)
+        log = service.stderr.read_text()
+
+    assert "stopping: the worker of the model letters did not start 5 times in a row" in log
+    assert '"model": "letters"' in log

@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.store import Store
 from tests import artifacts
 from tests.running import Service, workers_among
+from tests.service.ends import disconnect
 
 
 def test_a_ready_service_says_so_on_every_probe(service: Service) -> None:
@@ -86,10 +87,9 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
     settings = Settings(model=model, _cli_parse_args=[])  # type: ignore[call-arg]
     found = Found(Edition(model, manifests.read(model)), Store(model.parent))
     served = Model(found, settings, Keys(), 1, lambda *_: None)
-    served.transport.tell(0, {"device": "cpu", "dtype": "fp32", "load_seconds": 1.0, "version": "1", "digest": "0"})
-    served.transport.phase = READY
     served.transport.connect()
-    table = routes.build([served], settings, Keys(), Keys(), routes.scrape_of([served], settings))
+    served.transport.phase = READY
+    table = routes.build([served], settings, Keys(), Keys(), routes.scrape_of([served], [], settings))
     application = routes.application(Starlette(routes=table))
     statuses: list[int] = []
 
@@ -101,13 +101,15 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
 
     async def ask() -> None:
         served.begin(0, None)
+        served.transport.tell(0, {"device": "cpu", "dtype": "fp32", "pass_seconds": 0.1})
         pool = current_default_thread_limiter()
         for _ in range(int(pool.total_tokens)):
             pool.acquire_on_behalf_of_nowait(object())
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""}
         with anyio.fail_after(10):
             await application(scope, receive, send)
-        served.close()
+        served.open_channel().close()
 
     anyio.run(ask)
+    disconnect(served.transport)
     assert 200 == statuses[0]

@@ -52,7 +52,7 @@ def test_open_files_are_raised_to_what_connections_need_and_bound_them_with_a_wa
     program = (
         "import resource\nfrom service.room import connections_each\nfrom service.settings import load\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, {files})\n"
-        "print(connections_each(load(['--model', 'a', '--max-connections', '600', '--http-processes', '2'])))\n"
+        "print(connections_each(load(['--model', 'a', '--max-connections', '600', '--http-processes', '2']), 1))\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

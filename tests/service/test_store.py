@@ -73,6 +73,8 @@ def test_a_folder_may_hold_several_models(tmp_path: Path) -> None:
     for name in ("photos", "drawings"):
         folder(tmp_path / name, "1.pt")
         (tmp_path / name / "current").write_text("1")
+    folder(tmp_path / ".snapshot", "1.pt")
+    folder(tmp_path / "notes", "_a.pt", "text")
 
     assert [tmp_path / "drawings" / "1.pt", tmp_path / "photos" / "1.pt"] == [path for _, path in find(tmp_path)]
 

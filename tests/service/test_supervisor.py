@@ -1,6 +1,5 @@
 """What the watch over the processes does about them; here they do nothing but live or end."""
 
-import itertools
 import multiprocessing
 import signal
 import threading
@@ -18,7 +17,7 @@ from service.keeper import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Keeper
 from service.metrics import WORKER_RESTARTS, Metrics
 from service.supervisor import Supervisor
 from service.transport import Transport
-from tests.service.ends import MANIFEST
+from tests.service.ends import MANIFEST, disconnect
 
 CLASSES = ("a", "b")
 SPAWN = multiprocessing.get_context("spawn")
@@ -41,8 +40,7 @@ def transport() -> Iterator[Transport]:
     made.connect()
     made.phase = READY
     yield made
-    for end in itertools.chain(*made.requests, *made.answers, made.orders):
-        end.close()
+    disconnect(made)
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def watching(
     """Over a service that is ready."""
     crew = Crew(0, berths, [0])
     crew.begin(Edition(Path("model.pt"), MANIFEST))
-    supervisor = Supervisor([Keeper(transport, Metrics(CLASSES), [crew], lambda _, berth: launch(berth))])
+    supervisor = Supervisor([Keeper("test", transport, Metrics(CLASSES), [crew], lambda _, berth: launch(berth))])
     supervisor.http = [http]
     return supervisor
 
@@ -161,8 +159,8 @@ def test_a_candidate_whose_workers_are_lost_again_and_again_is_dismissed_and_the
     crews = [Crew(0, [served], [0]), Crew(1, [tried], [0])]
     for crew in crews:
         crew.begin(Edition(Path("model.pt"), MANIFEST))
-        crew.prove({})
-    supervisor = Supervisor([Keeper(transport, Metrics(CLASSES), crews, launch)])
+        crew.prove({}, 1.0)
+    supervisor = Supervisor([Keeper("test", transport, Metrics(CLASSES), crews, launch)])
     supervisor.http = [living]
     served.process = living
     transport.open(1, to=True)
