@@ -11,7 +11,7 @@ UV = $(shell command -v uv || echo .venv/bin/uv)
 READY := .venv/.ready
 # Tests may write inside the checkout only: their temporary files and every library's cache go here.
 # Tests run side by side, so a thread that waits must not spin; of the slow ones the longest come first, as they lie.
-TEST_ENV := env OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
+TEST_ENV := env --unset=PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
 # One lock for Python 3.11 to 3.13 on every platform (fewest: one version of each package); the index is the user's.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
 	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_FLAGS)
@@ -21,17 +21,18 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with all that the other targets need (TORCH_INDEX=URL takes torch from there: CPU-only)
 
-# uv is the one on PATH or, failing that, the locked one. The base lock has all but torch and what it brings.
+# uv is the one on PATH or, failing that, the locked one. The base lock has all but torch and what it brings. Compiled here
+# once (20 s): where Python may not write bytecode, each process would compile torch anew, which doubles its start.
 $(READY): requirements.lock requirements-base.lock
 	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one with PYTHON=." >&2; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	test -x "$(UV)" || { sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt && \
 		.venv/bin/python -m pip install --quiet --require-hashes -r .venv/uv.txt; }
 ifdef TORCH_INDEX
-	$(UV) pip install --python .venv/bin/python --require-hashes -r requirements-base.lock
-	$(UV) pip install --python .venv/bin/python --index "$(TORCH_INDEX)" $$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
+	$(UV) pip install --compile-bytecode --python .venv/bin/python --require-hashes -r requirements-base.lock
+	$(UV) pip install --compile-bytecode --python .venv/bin/python --index "$(TORCH_INDEX)" $$(grep -oE '^torch(vision)?==[^ ]+' requirements.lock)
 else
-	$(UV) pip install --python .venv/bin/python --require-hashes -r requirements.lock
+	$(UV) pip install --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
 endif
 	@mkdir -p .venv/tmp .venv/cache && touch $@
 
