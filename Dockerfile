@@ -26,7 +26,7 @@ WORKDIR /build
 COPY pyproject.toml requirements.lock requirements-base.lock ./
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt && python3 -m venv /opt/uv \
     && pip install --no-cache-dir --require-hashes ${INDEX_URL:+--index-url "${INDEX_URL}"} --requirement uv.txt \
-    && printf 'torch\ntorchvision\n' > apart.txt && printf 'matplotlib\ntqdm\n' > training.txt \
+    && printf 'torch\ntorchvision\n' > apart.txt && echo matplotlib > training.txt \
     && echo triton > compilers.txt && uv venv --python python3 /opt/darkroom
 # pyproject.toml says which packages there are; the lock, as constraints, says which version of each, and with which hashes:
 # --require-hashes refuses whatever the lock does not name. torch comes apart, for it may come from another index; without

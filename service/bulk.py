@@ -1,0 +1,368 @@
+"""`python -m service.bulk IN OUT`: a row for each image of a folder, a list or a Parquet file; no server.
+
+IN   ->  images, in order  ->  batches  ->  a thread a core: read, decode, predict  ->  rows, in order  ->  OUT
+OUT      bulk.json   what is scored, by which model; another job is refused
+         part-000000.csv, part-000001.csv, ...   each whole or not there, so that a job that was killed goes on
+"""
+
+import argparse
+import csv
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from models import cores
+from models import manifest as manifests
+from models.archive import replacing
+from models.errors import ArtifactError, DeviceError, ImageError
+from models.formats import FORMATS, MAX_PIXELS, pictures_in
+from models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from models.engine import Engine
+
+PROGRAM = "python -m service.bulk"
+HELP = f"""Score many images without a server: class, probability and whether it is unknown, or why not, a row for each.
+
+  {PROGRAM} photos/ scores --model artifacts/model.pt
+  {PROGRAM} list.txt scores --model artifacts/model.pt          # a path a line, from where the list is
+  {PROGRAM} photos.parquet scores --model artifacts/model.pt    # of paths or of encoded images
+
+The same command goes on where a job was stopped or killed: no row is lost, none is there twice. Images that cannot be
+read or decoded are rows with an error. Exit code 0: every image has a row; 2: nothing can be done; 130: stopped."""
+JOB, PART, SUFFIX = "bulk.json", "part-{:06d}.{}", ".parquet"
+COLUMNS = ("image", "class", "index", "probability", "unknown", "error", "digest")
+IMAGE_COLUMNS = ("path", "bytes", "image")  # of a Parquet file, where none is named
+AHEAD = 3  # batches for each thread that are under way or done and not written
+FAILED = "internal: the model failed on this image"
+Image = tuple[str, Path | bytes]  # what a row calls it, and where it is or what
+Row = dict[str, Any]
+
+
+class Mistake(Exception):
+    """Why nothing can be done; one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that tells a mistake in one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(f"{message}; see {PROGRAM} --help")
+
+
+@dataclass(frozen=True)
+class Input:
+    """Images in an order that stays; `since` gives those from a position on. `identity` is another where they are."""
+
+    identity: str
+    count: int
+    since: Callable[[int], Iterator[Image]]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    try:
+        order = parse(arguments)
+        manifest = manifests.read(order.model)
+        found = look(order.input, order.column)
+        with alone(order.out, job(order, manifest, found)):
+            return run(order, manifest, found)
+    except (Mistake, ArtifactError, DeviceError) as error:
+        tell(error)
+    except OSError as error:  # no space left, no permission
+        tell(f"{error.filename or order.out}: {error.strerror}")
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on")
+        os._exit(130)  # not after the threads
+    return 2
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What to do."""
+    parser = Parser(PROGRAM, None, HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("input", type=Path, metavar="IN", help="a folder, a list of paths, or a Parquet file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the rows, in parts")
+    parser.add_argument("--model", type=Path, required=True, help="the artifact")
+    parser.add_argument("--format", choices=WRITERS, default="csv", help="of the parts (default: %(default)s)")
+    parser.add_argument("--rows", type=positive, default=1000, help="in a part (default: %(default)s)")
+    parser.add_argument("--column", help=f"of a Parquet file (default: the first of {', '.join(IMAGE_COLUMNS)})")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "tf32"), default="fp32", help="of the network")
+    parser.add_argument("--max-batch-size", type=positive, default=32, help="most images in one forward pass")
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+positive.__name__ = "whole number greater than zero"  # argparse names the type where it refuses a value
+
+
+def look(given: Path, column: str | None) -> Input:
+    """The images that IN means.
+
+    Raises:
+        Mistake: there are none.
+    """
+    if given.suffix == SUFFIX and given.is_file():
+        return table(given, column)
+    if given.is_dir():
+        paths = pictures_in(given)
+        names = [str(path.relative_to(given)) for path in paths]
+    elif given.is_file():
+        names = [line for line in given.read_text("utf-8", "surrogateescape").splitlines() if line]
+        paths = [given.parent / name for name in names]
+    else:
+        raise Mistake(f"{given}: no such folder or file")
+    if not paths:
+        raise Mistake(f"{given}: no images")
+    identity = sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    return Input(identity, len(paths), lambda start: islice(zip(names, paths, strict=True), start, None))
+
+
+def table(given: Path, column: str | None) -> Input:
+    """The images in a Parquet file: encoded ones by their row's number, others by their paths from where the file is.
+
+    Raises:
+        Mistake: it has no such column, or is none.
+    """
+    pq, arrow = parquet()
+    try:
+        file = pq.ParquetFile(given)
+    except arrow.ArrowException as error:
+        raise Mistake(f"{given}: {str(error).splitlines()[0]}") from None
+    there = file.schema_arrow.names
+    name = column or next((name for name in IMAGE_COLUMNS if name in there), None)
+    if name not in there:
+        raise Mistake(f"{given}: no column {name or ' or '.join(IMAGE_COLUMNS)}; there are {', '.join(there)}")
+    if not file.metadata.num_rows:
+        raise Mistake(f"{given}: no rows")
+
+    def since(start: int) -> Iterator[Image]:
+        number = 0
+        with pq.ParquetFile(given) as opened:
+            for group in range(opened.num_row_groups):
+                rows = opened.metadata.row_group(group).num_rows
+                if number + rows > start:
+                    for batch in opened.iter_batches(64, [group], [name]):
+                        for value in batch.column(0).to_pylist():
+                            if number >= start:
+                                yield image(value, number)
+                            number += 1
+                else:
+                    number += rows
+
+    def image(value: str | bytes | None, number: int) -> Image:
+        return (value, given.parent / value) if isinstance(value, str) else (str(number), value or b"")
+
+    about = given.stat()
+    return Input(f"{about.st_size} {about.st_mtime_ns} {name}", file.metadata.num_rows, since)
+
+
+def parquet() -> tuple[Any, Any]:
+    """pyarrow, where it is installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Mistake("Parquet needs pyarrow: pip install 'darkroom[bulk]'") from None
+    return pyarrow.parquet, pyarrow
+
+
+def job(order: argparse.Namespace, manifest: Manifest, found: Input) -> Mapping[str, Any]:
+    """What makes rows what they are: rows of another job are not to be mixed with these."""
+    made = {"input": str(order.input), "images": found.count, "identity": found.identity, "digest": manifest.digest}
+    return made | {"dtype": order.dtype, "format": order.format, "rows": order.rows}
+
+
+@contextmanager
+def alone(out: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
+    """Be the only process that writes to OUT, which has parts of this job or none.
+
+    Raises:
+        Mistake: it is not so.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / JOB).exists() and any(out.iterdir()):
+        raise Mistake(f"{out}: it holds other files; name a new or an empty folder")
+    with (out / JOB).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(f"{out}: another process is writing there") from None
+        file.seek(0)
+        if not (text := file.read()):
+            file.write(json.dumps(wanted, indent=1) + "\n")
+            file.flush()
+        else:
+            known = json.loads(text)
+            if differing := [name for name in wanted if known.get(name) != wanted[name]]:
+                raise Mistake(f"{out}: it holds rows of another job ({', '.join(differing)}); name another folder")
+        yield
+
+
+def run(order: argparse.Namespace, manifest: Manifest, found: Input) -> int:
+    """Score what has no row yet."""
+    for left in order.out.glob(".part-*"):  # by a process that was killed
+        left.unlink()
+    parts = -(-found.count // order.rows)
+    path = [order.out / PART.format(number, order.format) for number in range(parts)]
+    done = next((number for number in range(parts) if not path[number].exists()), parts)
+    if done < parts:
+        counted = score(order, manifest, found, path, done)
+        tell(counted)
+    else:
+        tell(f"all {found.count:,} images have their rows already")
+    print(f"{order.out}: {found.count:,} rows in {parts} parts")
+    return 0
+
+
+def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Sequence[Path], done: int) -> str:
+    """Write the parts after the first `done`; what came of it, for people."""
+    from tqdm import tqdm
+
+    from models import artifact, engine, optimisation
+
+    loaded = artifact.load(order.model)
+    if loaded.manifest != manifest:
+        raise ArtifactError(
+            order.model, f"digest {manifest.digest[:12]}", f"another file since, {loaded.manifest.digest[:12]}"
+        )
+    offered = order.device if order.device.startswith("cuda") else "cpu"
+    chosen = engine.choose(order.device, offered, order.dtype)
+    # On a CPU each thread decodes and predicts by itself: all cores are at work and none waits for another.
+    threads = cores.available() + (0 if chosen.type == "cpu" else 2)
+    sharing = threads if chosen.type == "cpu" else 1
+    scorer = Scorer(optimisation.prepare(loaded, chosen, order.dtype, order.max_batch_size, sharing))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # not before: imports may hide that they were interrupted
+    started, tally = monotonic(), Counter[str]()
+    first = done * order.rows
+    style: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
+    with tqdm(total=found.count, initial=first, **style) as bar:
+        rows: list[Row] = []
+        for batch in ordered(scorer, found.since(first), threads):
+            bar.update(len(batch))
+            for row in batch:
+                tally["failed" if row["error"] else "unknown" if row["unknown"] else "known"] += 1
+            rows += batch
+            while len(rows) >= order.rows or (rows and first + tally.total() == found.count):
+                WRITERS[order.format](path[done], rows[: order.rows])
+                del rows[: order.rows]
+                done += 1
+    seconds = monotonic() - started
+    told = ", ".join(f"{number:,} {what}" for what, number in sorted(tally.items()))
+    return f"{tally.total():,} images in {seconds:.1f} s, {tally.total() / seconds:,.0f} a second: {told}"
+
+
+def ordered(scorer: "Scorer", images: Iterator[Image], threads: int) -> Iterator[list[Row]]:
+    """The rows of batch after batch, in order, while later ones are under way."""
+    waiting: deque[Future[list[Row]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            while batch := list(islice(images, scorer.engine.batch_size)):
+                waiting.append(pool.submit(scorer.score, batch))
+                if len(waiting) >= AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class Scorer:
+    """Reads, decodes and predicts batches, on any thread."""
+
+    def __init__(self, engine: "Engine") -> None:
+        """Each thread gets room for the pixels of a batch."""
+        self.engine, self.manifest = engine, engine.artifact.manifest
+        self.room = threading.local()
+
+    def score(self, images: Sequence[Image]) -> list[Row]:
+        """A row for each of up to `batch_size` images."""
+        if not hasattr(self.room, "rows"):
+            self.room.rows = self.engine.rows(self.engine.batch_size)
+        found = [dict.fromkeys(COLUMNS) | {"image": name, "digest": self.manifest.digest} for name, _ in images]
+        decoded = []
+        for number, (_, where) in enumerate(images):
+            try:
+                body = where if isinstance(where, bytes) else where.read_bytes()
+                self.engine.decode(body, FORMATS, MAX_PIXELS, self.room.rows[number])
+                decoded.append(number)
+            except ImageError as error:
+                found[number]["error"] = f"{error.code}: {error}"
+            except OSError as error:
+                found[number]["error"] = f"unreadable: {error.strerror}"
+        for number, answer in zip(decoded, self.answers([self.room.rows[number] for number in decoded]), strict=True):
+            found[number] |= answer
+        return found
+
+    def answers(self, rows: Sequence[Any]) -> list[Row]:
+        """What the model says of each; where it fails on several, each half alone."""
+        if not rows:
+            return []
+        try:
+            probabilities = self.engine.predict(rows)
+        except (RuntimeError, MemoryError):
+            half = len(rows) // 2
+            return self.answers(rows[:half]) + self.answers(rows[half:]) if half else [{"error": FAILED}]
+        best = probabilities.max(1)
+        finite = probabilities.isfinite().all(1).tolist()
+        return [
+            self.answer(index, value) if ok else {"error": FAILED}
+            for index, value, ok in zip(best.indices.tolist(), best.values.tolist(), finite, strict=True)
+        ]
+
+    def answer(self, index: int, probability: float) -> Row:
+        """The first prediction; nine digits tell every float32 from the others."""
+        told = {"class": self.manifest.classes[index], "index": index, "probability": float(f"{probability:.9}")}
+        return told | {"unknown": probability < self.manifest.unknown_below}
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A part, whole or not at all; names of files that are no UTF-8 are written as the bytes that they are."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row | {"unknown": "" if row["unknown"] is None else json.dumps(row["unknown"])})
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """The same."""
+    pq, arrow = parquet()
+    kinds = {"index": arrow.int64(), "probability": arrow.float32(), "unknown": arrow.bool_()}
+    schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
+    told = [row | {"image": row["image"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")} for row in rows]
+    with replacing(path) as temporary:
+        pq.write_table(arrow.Table.from_pylist(told, schema), temporary)
+
+
+WRITERS: Mapping[str, Callable[[Path, Sequence[Row]], None]] = {"csv": write_csv, "parquet": write_parquet}
+
+
+def tell(what: object) -> None:
+    print(f"darkroom: {' '.join(str(what).split())}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
