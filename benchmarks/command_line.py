@@ -139,13 +139,17 @@ SUITES: Mapping[str, Suite] = {
         "How fast training gets batches of photos from files, beside decoding and resizing them without a loader.",
         {"--rounds": 5, "--minutes": 5, "--data": DATA},
     ),
+    "bulk": Suite(
+        "Bulk scoring of files beside decoding and predicting alone.",
+        {"--seconds": 10, "--rounds": 5, "--minutes": 8, "--workloads": ["A", "B"]},
+    ),
     "compilers": Suite(
         "What torch.compile and AOTInductor would give in place of TorchScript; they need a C++ compiler.",
         {"--seconds": 2, "--rounds": 3, "--minutes": 12, "--device": "cpu"}
         | {"--workloads": ["simple_cnn", "mobilenet_v3_small", "resnet18"]},
     ),
 }
-WITHOUT_WRK = (*PHOTOS, "compilers")
+WITHOUT_WRK = (*PHOTOS, "bulk", "compilers")
 LOAD = "The open-loop load tool, for any server: python -m benchmarks load --help."
 QUICK = {"seconds": 1.0, "rounds": 1}
 QUICK_WORKLOAD = ["A"]  # unless another is asked for

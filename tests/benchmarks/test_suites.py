@@ -110,6 +110,13 @@ def test_loading(tmp_path: Path, models: Path, test_data: Path) -> None:
     assert all(row["images_per_s"] > 0 for row in rows)
 
 
+def test_bulk(tmp_path: Path, models: Path) -> None:
+    rows = measured("bulk", tmp_path, models)
+
+    assert ["decode+forward", "bulk"] == [row["way"] for row in rows]
+    assert all(row["images_per_s"] > 0 for row in rows)
+
+
 def test_compilers(tmp_path: Path, models: Path) -> None:
     rows = measured("compilers", tmp_path, models)
 
