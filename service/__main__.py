@@ -82,7 +82,7 @@ def start_nursery() -> None:
         folder = tempfile.gettempdir()
     except OSError as error:
         raise StartError(f"no folder for temporary files (a few sockets) can be written: {error.strerror}") from None
-    multiprocessing.set_forkserver_preload(["service.nursery"])
+    multiprocessing.set_forkserver_preload(["service.nursery", "service.batching", "service.worker"])
     os.environ[PARENT] = str(os.getpid())
     try:
         forkserver.ensure_running()

@@ -9,20 +9,21 @@ import argparse
 import csv
 import fcntl
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from models import cores
 from models import manifest as manifests
@@ -30,6 +31,8 @@ from models.archive import replacing
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.formats import FORMATS, MAX_PIXELS, pictures_in
 from models.manifest import Manifest
+from service.orphans import PARENT, end_with_parent
+from service.present import handles
 
 if TYPE_CHECKING:
     from models.engine import Engine
@@ -46,10 +49,11 @@ read or decoded are rows with an error. Exit code 0: every image has a row; 2: n
 JOB, PART, SUFFIX = "bulk.json", "part-{:06d}.{}", ".parquet"
 COLUMNS = ("image", "class", "index", "probability", "unknown", "error", "digest")
 IMAGE_COLUMNS = ("path", "bytes", "image")  # of a Parquet file, where none is named
-AHEAD = 3  # batches for each thread that are under way or done and not written
+AHEAD = 3  # batches for each process that are under way or done and not written
 FAILED = "internal: the model failed on this image"
 Image = tuple[str, Path | bytes]  # what a row calls it, and where it is or what
-Row = dict[str, Any]
+Answer = tuple[str | None, int | None, float | None, bool | None, str | None]  # class ... error, as in COLUMNS
+Row = tuple[str, str | None, int | None, float | None, bool | None, str | None]  # the image's name, and its answer
 
 
 class Mistake(Exception):
@@ -80,13 +84,13 @@ def main(arguments: Sequence[str]) -> int:
         found = look(order.input, order.column)
         with alone(order.out, job(order, manifest, found)):
             return run(order, manifest, found)
-    except (Mistake, ArtifactError, DeviceError) as error:
+    except (Mistake, ArtifactError) as error:
         tell(error)
     except OSError as error:  # no space left, no permission
         tell(f"{error.filename or order.out}: {error.strerror}")
     except KeyboardInterrupt:
         tell("stopped; the same command goes on")
-        os._exit(130)  # not after the threads
+        os._exit(130)  # not after the batches that are under way
     return 2
 
 
@@ -238,52 +242,107 @@ def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Seq
     """Write the parts after the first `done`; what came of it, for people."""
     from tqdm import tqdm
 
-    from models import artifact, engine, optimisation
-
-    loaded = artifact.load(order.model)
-    if loaded.manifest != manifest:
-        raise ArtifactError(
-            order.model, f"digest {manifest.digest[:12]}", f"another file since, {loaded.manifest.digest[:12]}"
-        )
-    offered = order.device if order.device.startswith("cuda") else "cpu"
-    chosen = engine.choose(order.device, offered, order.dtype)
-    # On a CPU each thread decodes and predicts by itself: all cores are at work and none waits for another.
-    threads = cores.available() + (0 if chosen.type == "cpu" else 2)
-    sharing = threads if chosen.type == "cpu" else 1
-    scorer = Scorer(optimisation.prepare(loaded, chosen, order.dtype, order.max_batch_size, sharing))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # not before: imports may hide that they were interrupted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started, tally = monotonic(), Counter[str]()
     first = done * order.rows
     style: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-    with tqdm(total=found.count, initial=first, **style) as bar:
+    images = found.since(first)
+    batches = iter(lambda: list(islice(images, order.max_batch_size)), [])
+    with scoring(order, manifest) as (pool, count), tqdm(total=found.count, initial=first, **style) as bar:
         rows: list[Row] = []
-        for batch in ordered(scorer, found.since(first), threads):
+        for batch in ordered(pool, batches, AHEAD * count):
             bar.update(len(batch))
-            for row in batch:
-                tally["failed" if row["error"] else "unknown" if row["unknown"] else "known"] += 1
+            tally.update("failed" if error else "unknown" if unknown else "known" for *_, unknown, error in batch)
             rows += batch
             while len(rows) >= order.rows or (rows and first + tally.total() == found.count):
-                WRITERS[order.format](path[done], rows[: order.rows])
+                WRITERS[order.format](path[done], rows[: order.rows], manifest.digest)
                 del rows[: order.rows]
                 done += 1
     seconds = monotonic() - started
     told = ", ".join(f"{number:,} {what}" for what, number in sorted(tally.items()))
-    return f"{tally.total():,} images in {seconds:.1f} s, {tally.total() / seconds:,.0f} a second: {told}"
+    return f"{tally.total():,} images in {seconds:.1f} s: {told}"
 
 
-def ordered(scorer: "Scorer", images: Iterator[Image], threads: int) -> Iterator[list[Row]]:
-    """The rows of batch after batch, in order, while later ones are under way."""
-    waiting: deque[Future[list[Row]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+@contextmanager
+def scoring(order: argparse.Namespace, manifest: Manifest) -> Iterator[tuple[Executor, int]]:
+    """Who scores batches, and how many at once; on a CPU processes, of which Python runs one thread at a time."""
+    on_cpu = order.device == "cpu" or (order.device == "auto" and not handles())
+    count = cores.available() if on_cpu else cores.available() + 2
+    sharing = count if on_cpu else 1
+    device = "cpu" if on_cpu else order.device
+    task = Task(order.model, manifest, device, order.dtype, order.max_batch_size, sharing)
+    pool: Executor
+    if on_cpu:
+        os.environ[PARENT] = str(os.getpid())
+        multiprocessing.set_forkserver_preload(["service.nursery"])
+        pool = ProcessPoolExecutor(count, multiprocessing.get_context("forkserver"), begin, (task,))
+    else:
+        SCORER.append(scorer_of(task))
+        pool = ThreadPoolExecutor(count)
+    with pool:
         try:
-            while batch := list(islice(images, scorer.engine.batch_size)):
-                waiting.append(pool.submit(scorer.score, batch))
-                if len(waiting) >= AHEAD * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield pool, count
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ordered(pool: Executor, batches: Iterator[list[Image]], ahead: int) -> Iterator[list[Row]]:
+    """The rows of batch after batch, in order, while so many later ones are under way."""
+    waiting: deque[Future[list[Row]]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(score_batch, batch))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class Task(NamedTuple):
+    """What is done to every batch: the model that `manifest` tells of, on a device; so many `sharing` its cores."""
+
+    model: Path
+    manifest: Manifest
+    device: str
+    dtype: str
+    batch_size: int
+    sharing: int
+
+
+# This process's one, if there is one.
+TASK: list[Task] = []
+SCORER: list["Scorer"] = []
+
+
+def begin(task: Task) -> None:
+    """A process of the pool begins; it ends with the nursery, and that with the first process."""
+    end_with_parent(os.getppid())
+    TASK.append(task)
+
+
+def score_batch(images: Sequence[Image]) -> list[Row]:
+    """A row for each of up to `batch_size` images; the first loads the model, so that it can tell what is wrong."""
+    if not SCORER:
+        SCORER.append(scorer_of(*TASK))
+    return SCORER[0].score(images)
+
+
+def scorer_of(task: Task) -> "Scorer":
+    """The model, loaded and proved.
+
+    Raises:
+        Mistake: it or the device cannot be used.
+    """
+    from models import artifact, engine, optimisation
+
+    try:
+        chosen = engine.choose(task.device, task.device if task.device.startswith("cuda") else "cpu", task.dtype)
+        loaded = artifact.load(task.model)
+        if loaded.manifest != task.manifest:
+            found = f"another since (digest {loaded.manifest.digest[:12]})"
+            raise ArtifactError(task.model, f"the file that this job began with ({task.manifest.digest[:12]})", found)
+        return Scorer(optimisation.prepare(loaded, chosen, task.dtype, task.batch_size, task.sharing))
+    except (ArtifactError, DeviceError) as error:
+        raise Mistake(str(error)) from None
 
 
 class Scorer:
@@ -295,10 +354,10 @@ class Scorer:
         self.room = threading.local()
 
     def score(self, images: Sequence[Image]) -> list[Row]:
-        """A row for each of up to `batch_size` images."""
+        """A row for each of up to `max_batch_size` images."""
         if not hasattr(self.room, "rows"):
-            self.room.rows = self.engine.rows(self.engine.batch_size)
-        found = [dict.fromkeys(COLUMNS) | {"image": name, "digest": self.manifest.digest} for name, _ in images]
+            self.room.rows = self.engine.rows(self.engine.max_batch_size)
+        answers: list[Answer | None] = [None] * len(images)
         decoded = []
         for number, (_, where) in enumerate(images):
             try:
@@ -306,14 +365,14 @@ class Scorer:
                 self.engine.decode(body, FORMATS, MAX_PIXELS, self.room.rows[number])
                 decoded.append(number)
             except ImageError as error:
-                found[number]["error"] = f"{error.code}: {error}"
+                answers[number] = failed(f"{error.code}: {error}")
             except OSError as error:
-                found[number]["error"] = f"unreadable: {error.strerror}"
+                answers[number] = failed(f"unreadable: {error.strerror}")
         for number, answer in zip(decoded, self.answers([self.room.rows[number] for number in decoded]), strict=True):
-            found[number] |= answer
-        return found
+            answers[number] = answer
+        return [(name, *answer) for (name, _), answer in zip(images, answers, strict=True) if answer]
 
-    def answers(self, rows: Sequence[Any]) -> list[Row]:
+    def answers(self, rows: Sequence[Any]) -> list[Answer]:
         """What the model says of each; where it fails on several, each half alone."""
         if not rows:
             return []
@@ -321,43 +380,49 @@ class Scorer:
             probabilities = self.engine.predict(rows)
         except (RuntimeError, MemoryError):
             half = len(rows) // 2
-            return self.answers(rows[:half]) + self.answers(rows[half:]) if half else [{"error": FAILED}]
+            return self.answers(rows[:half]) + self.answers(rows[half:]) if half else [failed(FAILED)]
         best = probabilities.max(1)
         finite = probabilities.isfinite().all(1).tolist()
         return [
-            self.answer(index, value) if ok else {"error": FAILED}
+            self.answer(index, value) if ok else failed(FAILED)
             for index, value, ok in zip(best.indices.tolist(), best.values.tolist(), finite, strict=True)
         ]
 
-    def answer(self, index: int, probability: float) -> Row:
+    def answer(self, index: int, probability: float) -> Answer:
         """The first prediction; nine digits tell every float32 from the others."""
-        told = {"class": self.manifest.classes[index], "index": index, "probability": float(f"{probability:.9}")}
-        return told | {"unknown": probability < self.manifest.unknown_below}
+        unknown = probability < self.manifest.unknown_below
+        return self.manifest.classes[index], index, float(f"{probability:.9}"), unknown, None
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def failed(error: str) -> Answer:
+    """No prediction."""
+    return None, None, None, None, error
+
+
+def write_csv(path: Path, rows: Sequence[Row], digest: str) -> None:
     """A part, whole or not at all; names of files that are no UTF-8 are written as the bytes that they are."""
     with (
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | {"unknown": "" if row["unknown"] is None else json.dumps(row["unknown"])})
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for *told, unknown, error in rows:
+            writer.writerow((*told, "" if unknown is None else json.dumps(unknown), error, digest))
 
 
-def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+def write_parquet(path: Path, rows: Sequence[Row], digest: str) -> None:
     """The same."""
     pq, arrow = parquet()
     kinds = {"index": arrow.int64(), "probability": arrow.float32(), "unknown": arrow.bool_()}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
-    told = [row | {"image": row["image"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")} for row in rows]
+    told = [(image.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), *rest) for image, *rest in rows]
+    columns = [*zip(*told, strict=True), [digest] * len(rows)]
     with replacing(path) as temporary:
-        pq.write_table(arrow.Table.from_pylist(told, schema), temporary)
+        pq.write_table(arrow.table([list(column) for column in columns], schema=schema), temporary)
 
 
-WRITERS: Mapping[str, Callable[[Path, Sequence[Row]], None]] = {"csv": write_csv, "parquet": write_parquet}
+WRITERS: Mapping[str, Callable[[Path, Sequence[Row], str], None]] = {"csv": write_csv, "parquet": write_parquet}
 
 
 def tell(what: object) -> None:

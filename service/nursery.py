@@ -1,4 +1,4 @@
-"""The process that workers are forked from, imported nowhere else: it has torch, which takes seconds to import.
+"""The process that others are forked from, imported nowhere else: it has torch, which takes seconds to import.
 
 It has no threads and uses no device, so its copies may; it ends with the main process, and its copies with it.
 """
@@ -16,4 +16,3 @@ end_with_parent(int(os.environ[PARENT]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from models import artifact, engine, optimisation  # noqa: E402, F401
-from service import batching, worker  # noqa: E402, F401

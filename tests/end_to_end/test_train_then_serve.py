@@ -114,7 +114,7 @@ def test_cifar10_test_images_over_http_give_the_trainers_accuracy(tmp_path: Path
 
 def test_a_real_folder_is_fine_tuned_and_served(tmp_path: Path, test_data: Path) -> None:
     weights = next((test_data / "weights").glob("*.pth"))
-    flags = ["--arch", "squeezenet1_0", "--weights", str(weights), "--epochs", "1"]
+    flags = ["--arch", "squeezenet1_0", "--weights", str(weights), "--epochs", "1", "--input-size", "128"]
     trained = train(tmp_path, "--data", str(test_data / "hymenoptera"), "--recipe", "finetune", *flags)
     files = sorted((test_data / "hymenoptera" / "val").glob("*/*.jpg"))
     classes = manifest.read(trained.model).classes

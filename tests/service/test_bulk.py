@@ -67,6 +67,7 @@ def scored(photos: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+@pytest.mark.slow
 def test_every_image_has_one_row_in_order_and_what_is_no_image_says_why(
     photos: Path, scored: Path, model: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_every_image_has_one_row_in_order_and_what_is_no_image_says_why(
     assert {manifests.read(model).digest} == {row["digest"] for row in found}
 
 
+@pytest.mark.slow
 def test_rows_tell_what_the_service_answers(photos: Path, scored: Path, model: Path) -> None:
     good = [row for row in rows(scored) if not row["error"]]
     with serving(model) as service:
@@ -91,6 +93,7 @@ def test_rows_tell_what_the_service_answers(photos: Path, scored: Path, model: P
         assert answer["probability"] == pytest.approx(float(row["probability"]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_lists_and_parquet_of_paths_or_bytes_give_the_same(
     photos: Path, scored: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +113,7 @@ def test_lists_and_parquet_of_paths_or_bytes_give_the_same(
     assert [str(number) for number in range(len(names))] == [row["image"] for row in found]
 
 
+@pytest.mark.slow
 def test_rows_as_parquet_are_the_same(photos: Path, scored: Path, model: Path, tmp_path: Path) -> None:
     assert 0 == bulk(photos, tmp_path / "out", "--model", model, "--format", "parquet").returncode
     table = pyarrow.parquet.read_table(tmp_path / "out" / "part-000000.parquet")
@@ -121,6 +125,7 @@ def test_rows_as_parquet_are_the_same(photos: Path, scored: Path, model: Path, t
     assert {bool, type(None)} == {type(row["unknown"]) for row in found}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_done_is_not_done_again(photos: Path, scored: Path, model: Path) -> None:
     before = {part: part.stat().st_mtime_ns for part in scored.iterdir()}
     done = bulk(photos, scored, "--model", model, "--rows", 16)
@@ -157,6 +162,7 @@ def test_a_job_that_is_killed_again_and_again_has_every_row_once(
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -211,6 +217,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert told in line
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(photos: Path, model: Path, tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"{number}.jpg").write_bytes(noise(number % 5, (1200, 900), "JPEG"))
@@ -225,6 +232,7 @@ def test_a_second_process_is_refused(photos: Path, model: Path, tmp_path: Path) 
     assert "another process is writing there" in done.stderr
 
 
+@pytest.mark.slow
 def test_paths_of_any_bytes_are_told_as_they_are(model: Path, tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(noise(1, (40, 30), "JPEG"))
     (tmp_path / 'a,"b".png').write_bytes(noise(1, (40, 30), "PNG"))
