@@ -335,3 +335,22 @@ def test_a_name_with_markup_is_told_and_not_obeyed(context: BrowserContext, tmp_
         expect(page.locator("ol[start='0'] li").first).to_have_text(name)
         facts = json.loads(page.locator("#facts").text_content() or "")
         assert 10 == facts["classes"]
+
+
+def test_each_of_several_models_is_tried_on_its_own_page(context: BrowserContext, tmp_path: Path) -> None:
+    for index, name in enumerate(("letters", "shapes")):
+        artifacts.save(tmp_path / name / "1.pt", model=artifacts.always(index, 2), name=name, classes=("a", "b"))
+    with running.serving(tmp_path) as service:
+        page = context.new_page()
+        page.goto(service.url)
+        found = violations(page)
+        page.get_by_role("link", name="shapes").click()
+        page.locator("#files").set_input_files(picture())
+        answered(page)
+        best = page.locator("article .bars li .name").first.inner_text()
+        page.locator("summary", has_text="from a shell").click()
+        asked = page.locator(".curl").inner_text()
+        page.locator("#speed summary").click()
+        expect(page.locator("#speed table")).to_be_visible()
+
+    assert ("b", f"curl -F file=@photo.png {service.url}/predict/shapes", []) == (best, asked, found)
