@@ -1,6 +1,6 @@
 """`python -m service.bulk IN OUT`: a row for each image of a folder, a list or a Parquet file; no server.
 
-IN   ->  images, in order  ->  batches  ->  a thread a core: read, decode, predict  ->  rows, in order  ->  OUT
+IN   ->  images, in order  ->  batches  ->  a process a core: read, decode, predict  ->  rows, in order  ->  OUT
 OUT      bulk.json   what is scored, by which model; another job is refused
          part-000000.csv, part-000001.csv, ...   each whole or not there, so that a job that was killed goes on
 """
@@ -11,12 +11,14 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -31,7 +33,7 @@ from models.archive import replacing
 from models.errors import ArtifactError, DeviceError, ImageError
 from models.formats import FORMATS, MAX_PIXELS, pictures_in
 from models.manifest import Manifest
-from service.orphans import PARENT, end_with_parent
+from service.orphans import PARENT, end_with_parent, parent_of
 from service.present import handles
 
 if TYPE_CHECKING:
@@ -45,10 +47,12 @@ HELP = f"""Score many images without a server: class, probability and whether it
   {PROGRAM} photos.parquet scores --model artifacts/model.pt    # of paths or of encoded images
 
 The same command goes on where a job was stopped or killed: no row is lost, none is there twice. Images that cannot be
-read or decoded are rows with an error. Exit code 0: every image has a row; 2: nothing can be done; 130: stopped."""
+read or decoded are rows with an error. A folder stands for all visible pictures below it, links to folders left out.
+Exit code 0: every image has a row; 2: that cannot be, or not now; 130: stopped."""
 JOB, PART, SUFFIX = "bulk.json", "part-{:06d}.{}", ".parquet"
 COLUMNS = ("image", "class", "index", "probability", "unknown", "error", "digest")
 IMAGE_COLUMNS = ("path", "bytes", "image")  # of a Parquet file, where none is named
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 AHEAD = 3  # batches for each process that are under way or done and not written
 FAILED = "internal: the model failed on this image"
 Image = tuple[str, Path | bytes]  # what a row calls it, and where it is or what
@@ -81,16 +85,20 @@ def main(arguments: Sequence[str]) -> int:
     try:
         order = parse(arguments)
         manifest = manifests.read(order.model)
+        if order.format == "parquet":
+            parquet()
         found = look(order.input, order.column)
         with alone(order.out, job(order, manifest, found)):
             return run(order, manifest, found)
     except (Mistake, ArtifactError) as error:
         tell(error)
+    except BrokenProcessPool:
+        tell("a process that scores was killed, perhaps for its memory; the same command goes on")
     except OSError as error:  # no space left, no permission
-        tell(f"{error.filename or order.out}: {error.strerror}")
+        tell(f"{error.filename or order.out}: {error.strerror or error}")
     except KeyboardInterrupt:
         tell("stopped; the same command goes on")
-        os._exit(130)  # not after the batches that are under way
+        return 130
     return 2
 
 
@@ -106,7 +114,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "tf32"), default="fp32", help="of the network")
     parser.add_argument("--max-batch-size", type=positive, default=32, help="most images in one forward pass")
-    return parser.parse_args(arguments)
+    order = parser.parse_args(arguments)
+    if not DEVICE.fullmatch(order.device):
+        raise Mistake(f"--device {order.device}: auto, cpu, cuda or cuda:N")
+    return order
 
 
 def positive(text: str) -> int:
@@ -131,7 +142,7 @@ def look(given: Path, column: str | None) -> Input:
         paths = pictures_in(given)
         names = [str(path.relative_to(given)) for path in paths]
     elif given.is_file():
-        names = [line for line in given.read_text("utf-8", "surrogateescape").splitlines() if line]
+        names = [line for line in given.read_text("utf-8-sig", "surrogateescape").split("\n") if line]
         paths = [given.parent / name for name in names]
     else:
         raise Mistake(f"{given}: no such folder or file")
@@ -156,12 +167,21 @@ def table(given: Path, column: str | None) -> Input:
     name = column or next((name for name in IMAGE_COLUMNS if name in there), None)
     if name not in there:
         raise Mistake(f"{given}: no column {name or ' or '.join(IMAGE_COLUMNS)}; there are {', '.join(there)}")
+    kind = str(file.schema_arrow.field(name).type)
+    if not re.search("string|binary", kind) or kind.startswith(("struct", "list")):
+        raise Mistake(f"{given}: the column {name} holds {kind}, no paths or encoded images")
     if not file.metadata.num_rows:
         raise Mistake(f"{given}: no rows")
 
     def since(start: int) -> Iterator[Image]:
+        try:
+            yield from values(start)
+        except (arrow.ArrowException, OSError) as error:
+            raise Mistake(f"{given}: {str(error).splitlines()[0]}") from None
+
+    def values(start: int) -> Iterator[Image]:
         number = 0
-        with pq.ParquetFile(given) as opened:
+        with pq.ParquetFile(given, buffer_size=1 << 20, pre_buffer=False) as opened:  # else a whole row group is read
             for group in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(group).num_rows
                 if number + rows > start:
@@ -191,8 +211,9 @@ def parquet() -> tuple[Any, Any]:
 
 
 def job(order: argparse.Namespace, manifest: Manifest, found: Input) -> Mapping[str, Any]:
-    """What makes rows what they are: rows of another job are not to be mixed with these."""
-    made = {"input": str(order.input), "images": found.count, "identity": found.identity, "digest": manifest.digest}
+    """What makes rows what they are; rows of another job are not to be mixed with these."""
+    model = sha256(manifest.model_dump_json().encode()).hexdigest()  # with its classes' names and its threshold
+    made = {"input": str(order.input.resolve()), "images": found.count, "identity": found.identity, "model": model}
     return made | {"dtype": order.dtype, "format": order.format, "rows": order.rows}
 
 
@@ -211,15 +232,25 @@ def alone(out: Path, wanted: Mapping[str, Any]) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Mistake(f"{out}: another process is writing there") from None
-        file.seek(0)
-        if not (text := file.read()):
+        if any(out.glob("part-*")):
+            file.seek(0)
+            if differing := differences(file.read(), wanted):
+                raise Mistake(f"{out}: it holds rows of another job ({differing}); name another folder")
+        else:
+            file.truncate(0)
             file.write(json.dumps(wanted, indent=1) + "\n")
             file.flush()
-        else:
-            known = json.loads(text)
-            if differing := [name for name in wanted if known.get(name) != wanted[name]]:
-                raise Mistake(f"{out}: it holds rows of another job ({', '.join(differing)}); name another folder")
+            os.fsync(file.fileno())
         yield
+
+
+def differences(text: str, wanted: Mapping[str, Any]) -> str:
+    """In what the job in `bulk.json` is another, if it is."""
+    try:
+        known = dict(json.loads(text))
+    except ValueError:
+        return f"{JOB} is damaged"
+    return ", ".join(name for name in wanted if known.get(name) != wanted[name])
 
 
 def run(order: argparse.Namespace, manifest: Manifest, found: Input) -> int:
@@ -258,6 +289,8 @@ def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Seq
                 WRITERS[order.format](path[done], rows[: order.rows], manifest.digest)
                 del rows[: order.rows]
                 done += 1
+    if done < len(path):
+        raise Mistake(f"{order.input}: it has other images than when this job began")
     seconds = monotonic() - started
     told = ", ".join(f"{number:,} {what}" for what, number in sorted(tally.items()))
     return f"{tally.total():,} images in {seconds:.1f} s: {told}"
@@ -315,7 +348,11 @@ SCORER: list["Scorer"] = []
 
 def begin(task: Task) -> None:
     """A process of the pool begins; it ends with the nursery, and that with the first process."""
-    end_with_parent(os.getppid())
+    nursery, main = os.getppid(), multiprocessing.parent_process()
+    end_with_parent(nursery)
+    if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends it
     TASK.append(task)
 
 
@@ -341,8 +378,8 @@ def scorer_of(task: Task) -> "Scorer":
             found = f"another since (digest {loaded.manifest.digest[:12]})"
             raise ArtifactError(task.model, f"the file that this job began with ({task.manifest.digest[:12]})", found)
         return Scorer(optimisation.prepare(loaded, chosen, task.dtype, task.batch_size, task.sharing))
-    except (ArtifactError, DeviceError) as error:
-        raise Mistake(str(error)) from None
+    except (ArtifactError, DeviceError, RuntimeError, MemoryError) as error:
+        raise Mistake(str(error).strip().rpartition("\n")[2]) from None
 
 
 class Scorer:
@@ -366,8 +403,8 @@ class Scorer:
                 decoded.append(number)
             except ImageError as error:
                 answers[number] = failed(f"{error.code}: {error}")
-            except OSError as error:
-                answers[number] = failed(f"unreadable: {error.strerror}")
+            except (OSError, ValueError, MemoryError) as error:
+                answers[number] = failed(f"unreadable: {getattr(error, 'strerror', None) or error}")
         for number, answer in zip(decoded, self.answers([self.room.rows[number] for number in decoded]), strict=True):
             answers[number] = answer
         return [(name, *answer) for (name, _), answer in zip(images, answers, strict=True) if answer]
@@ -378,15 +415,31 @@ class Scorer:
             return []
         try:
             probabilities = self.engine.predict(rows)
-        except (RuntimeError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
             half = len(rows) // 2
-            return self.answers(rows[:half]) + self.answers(rows[half:]) if half else [failed(FAILED)]
+            if half:
+                return self.answers(rows[:half]) + self.answers(rows[half:])
+            self.check(error)
+            return [failed(FAILED)]
         best = probabilities.max(1)
         finite = probabilities.isfinite().all(1).tolist()
         return [
             self.answer(index, value) if ok else failed(FAILED)
             for index, value, ok in zip(best.indices.tolist(), best.values.tolist(), finite, strict=True)
         ]
+
+    def check(self, error: Exception) -> None:
+        """Whether it was the image that the model failed on: it must predict another one.
+
+        Raises:
+            Mistake: it predicts nothing any more.
+        """
+        from models.engine import sample
+
+        try:
+            self.engine.predict(sample(self.engine, 1))
+        except (RuntimeError, MemoryError):
+            raise Mistake(f"the model fails on every image: {error}; the same command goes on") from None
 
     def answer(self, index: int, probability: float) -> Answer:
         """The first prediction; nine digits tell every float32 from the others."""
@@ -405,14 +458,14 @@ def write_csv(path: Path, rows: Sequence[Row], digest: str) -> None:
         replacing(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)  # lines end in CR LF (RFC 4180), so that a name with either is quoted
         writer.writerow(COLUMNS)
         for *told, unknown, error in rows:
             writer.writerow((*told, "" if unknown is None else json.dumps(unknown), error, digest))
 
 
 def write_parquet(path: Path, rows: Sequence[Row], digest: str) -> None:
-    """The same."""
+    """The same, but for what is no UTF-8 in names: it is replaced."""
     pq, arrow = parquet()
     kinds = {"index": arrow.int64(), "probability": arrow.float32(), "unknown": arrow.bool_()}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])

@@ -17,6 +17,7 @@ import pytest
 
 from models import manifest as manifests
 from service.bulk import COLUMNS, Mistake, look
+from service.orphans import parent_of
 from tests import artifacts
 from tests.pictures import noise
 from tests.running import environment, serving
@@ -167,7 +168,7 @@ def test_a_job_that_is_killed_again_and_again_has_every_row_once(
     ("change", "told"),
     [
         (lambda order, other: [*order, "--rows", 7], "it holds rows of another job (rows); name another folder"),
-        (lambda order, other: [*order[:3], other], "it holds rows of another job (digest)"),
+        (lambda order, other: [*order[:3], other], "it holds rows of another job (model)"),
         (lambda order, other: [order[0].parent / "one.txt", *order[1:]], "it holds rows of another job (input"),
         (lambda order, other: [*order, "--format", "parquet"], "it holds rows of another job (format)"),
     ],
@@ -197,6 +198,8 @@ def test_another_job_does_not_go_on_in_its_folder(
         (("list.txt", "full", "--model", "MODEL"), "full: it holds other files; name a new or an empty folder"),
         (("list.txt", "out", "--model", "MODEL", "--rows", "0"), "--rows: invalid whole number greater than zero"),
         (("list.txt", "out", "--model", "MODEL", "--device", "cuda:9"), "device cuda:9: expected a GPU"),
+        (("list.txt", "out", "--model", "MODEL", "--device", "gpu"), "--device gpu: auto, cpu, cuda or cuda:N"),
+        (("structs.parquet", "out", "--model", "MODEL"), "the column image holds struct<"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -208,6 +211,8 @@ def test_what_cannot_be_done_is_told_in_one_line(
     (tmp_path / "list.txt").write_text("a.jpg\n")
     (tmp_path / "photos.parquet").write_text("not a Parquet file")
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "numbers.parquet")
+    structs = pyarrow.array([{"bytes": b"", "path": "a"}])
+    pyarrow.parquet.write_table(pyarrow.table({"image": structs}), tmp_path / "structs.parquet")
     order = [str(model) if argument == "MODEL" else argument for argument in arguments]
     env = environment() | {"PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(command(*order), capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
@@ -235,12 +240,12 @@ def test_a_second_process_is_refused(photos: Path, model: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_paths_of_any_bytes_are_told_as_they_are(model: Path, tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(noise(1, (40, 30), "JPEG"))
-    (tmp_path / 'a,"b".png').write_bytes(noise(1, (40, 30), "PNG"))
+    (tmp_path / 'a,"b"\r.png').write_bytes(noise(1, (40, 30), "PNG"))
     assert 0 == bulk(tmp_path, tmp_path / "out", "--model", model).returncode
 
     assert b"caf\xe9.jpg" in (tmp_path / "out" / "part-000000.csv").read_bytes()
     with (tmp_path / "out" / "part-000000.csv").open(errors="surrogateescape", newline="") as file:
-        assert ['a,"b".png', os.fsdecode(b"caf\xe9.jpg")] == [row["image"] for row in csv.DictReader(file)]
+        assert ['a,"b"\r.png', os.fsdecode(b"caf\xe9.jpg")] == [row["image"] for row in csv.DictReader(file)]
 
 
 def test_parquet_goes_on_at_any_row(tmp_path: Path) -> None:
@@ -253,3 +258,48 @@ def test_parquet_goes_on_at_any_row(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="no column jpeg"):
         look(tmp_path / "a.parquet", "jpeg")
     assert json.dumps(found.count) == "25"
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_is_killed_says_so_and_goes_on(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for index in range(300):
+        (tmp_path / "photos" / f"{index:04}.jpg").write_bytes(noise(index % 3, (1200, 900), "JPEG"))
+    out = tmp_path / "out"
+    order = command(tmp_path / "photos", out, "--model", model, "--rows", 20)
+    with subprocess.Popen(order, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        while not list(out.glob("part-*.csv")):
+            assert process.poll() is None
+        os.kill(workers_below(process.pid)[0], signal.SIGKILL)
+        _, told = process.communicate()
+
+    assert (2, ["darkroom: a process that scores was killed, perhaps for its memory; the same command goes on"]) == (
+        process.returncode,
+        told.splitlines(),
+    )
+    assert 0 == bulk(tmp_path / "photos", out, "--model", model, "--rows", 20).returncode
+    assert 300 == len({row["image"] for row in rows(out)})
+
+
+def workers_below(main: int) -> list[int]:
+    """The processes that score."""
+    children = {pid: parent_of(pid) for pid in map(int, filter(str.isdigit, os.listdir("/proc")))}
+    below = [pid for pid, parent in children.items() if parent == main]
+    return [pid for pid, parent in children.items() if parent in below]
+
+
+@pytest.mark.slow
+def test_a_command_that_was_refused_does_not_stand_in_the_way(photos: Path, model: Path, tmp_path: Path) -> None:
+    assert 2 == bulk(photos, tmp_path / "out", "--model", model, "--dtype", "tf32").returncode
+    assert 0 == bulk(photos, tmp_path / "out", "--model", model).returncode
+
+
+@pytest.mark.slow
+def test_a_list_may_come_from_windows_and_names_that_cannot_be_are_rows(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(noise(1, (40, 30), "JPEG"))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\nb\0.jpg\r\n")
+    assert 0 == bulk(tmp_path / "list.txt", tmp_path / "out", "--model", model).returncode
+
+    assert [("a.jpg", ""), ("b\0.jpg", "unreadable: embedded null byte")] == [
+        (row["image"], row["error"]) for row in rows(tmp_path / "out")
+    ]
