@@ -98,7 +98,7 @@ def test_rows_tell_what_the_service_answers(photos: Path, scored: Path, model: P
 def test_lists_and_parquet_of_paths_or_bytes_give_the_same(
     photos: Path, scored: Path, model: Path, tmp_path: Path
 ) -> None:
-    expected = [{**row, "image": ""} for row in rows(scored) if row["image"] != "902.png"]
+    expected = [row for row in rows(scored) if row["image"] != "902.png"]
     names = [row["image"] for row in rows(scored) if row["image"] != "902.png"]
     (photos.parent / "list.txt").write_text("".join(f"{photos.name}/{name}\n" for name in names))
     paths = [f"{photos}/{name}" for name in names]
@@ -110,7 +110,11 @@ def test_lists_and_parquet_of_paths_or_bytes_give_the_same(
     ):
         assert 0 == bulk(given, tmp_path / str(number), "--model", model, "--rows", 10).returncode
         found = rows(tmp_path / str(number))
-        assert expected == [{**row, "image": ""} for row in found]
+        told = ("class", "unknown", "error", "digest")
+        assert [[row[name] for name in told] for row in expected] == [[row[name] for name in told] for row in found]
+        # Not to the last bit: they were in other batches.
+        chances = [[float(row["probability"] or 0) for row in answers] for answers in (expected, found)]
+        assert chances[0] == pytest.approx(chances[1], abs=1e-4)
     assert [str(number) for number in range(len(names))] == [row["image"] for row in found]
 
 
