@@ -16,7 +16,9 @@ import pyarrow.parquet
 import pytest
 
 from models import manifest as manifests
-from service.bulk import COLUMNS, Mistake, look
+from service.bulk.errors import Mistake
+from service.bulk.images import look
+from service.bulk.rows import COLUMNS
 from service.orphans import parent_of
 from tests import artifacts
 from tests.pictures import noise

@@ -1,0 +1,5 @@
+"""What ends bulk scoring at once."""
+
+
+class Mistake(Exception):
+    """Why nothing can be done; one line."""
