@@ -239,20 +239,19 @@ def test_keys_and_what_is_not_served_hold_for_every_model(folder: Path) -> None:
 
 
 def test_a_crowd_before_one_model_refuses_nobody_before_another(folder: Path) -> None:
-    with serving(folder, "--capacity", "4", "--max-images", "8") as service:
-        several = {"images": [b64encode(BODY).decode()] * 5}
-        refused = requests.post(f"{service.url}/predict/letters", json=several, timeout=10)
-        several["images"].pop()
-        with ThreadPoolExecutor(2) as pool:
-            replies = list(
-                pool.map(
-                    lambda name: requests.post(f"{service.url}/predict/{name}", json=several, timeout=60),
-                    ("letters", "shapes"),
-                )
-            )
+    several = {"images": [b64encode(BODY).decode()] * 4}
+    with serving(folder, "--capacity", "4") as service, ThreadPoolExecutor(1) as pool:
+        letters, _ = workers_among(service.children())
+        os.kill(letters, signal.SIGSTOP)  # so that its images wait; it is replaced after seconds
+        waiting = pool.submit(requests.post, f"{service.url}/predict/letters", json=several, timeout=PATIENCE_S)
+        deadline = monotonic() + PATIENCE_S
+        while service.sample("darkroom_queue_depth", model="letters") < 4:
+            assert monotonic() < deadline
+        refused, answered = service.post(BODY, "/predict/letters"), service.post(BODY, "/predict/shapes")
+        late = waiting.result()
 
-    assert (413, "too_many_images") == (refused.status_code, refused.json()["code"])
-    assert [200, 200] == [reply.status_code for reply in replies]
+    assert (429, "capacity") == (refused.status_code, refused.json()["code"])
+    assert (200, 200) == (answered.status_code, late.status_code)
 
 
 def test_the_document_has_every_route(service: Service) -> None:
