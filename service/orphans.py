@@ -1,6 +1,7 @@
 """No process outlives the one that started it."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,14 @@ def end_with_parent(parent: int) -> None:
     """Let the kernel kill this process when its `parent` (a process id) dies, so that none is left behind (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before prctl
+        os._exit(1)
+
+
+def end_with_nursery() -> None:
+    """The same for a copy of the nursery: it ends with that, and that with the main process."""
+    nursery, main = os.getppid(), multiprocessing.parent_process()
+    end_with_parent(nursery)
+    if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
         os._exit(1)
 
 

@@ -1,6 +1,5 @@
 """The worker process: loads and proves the artifact on its device, then hands it to the batching loop."""
 
-import multiprocessing
 import os
 import sys
 from multiprocessing.connection import Connection
@@ -15,7 +14,7 @@ from service import logs
 from service.board import Board
 from service.edition import Edition
 from service.metrics import Metrics
-from service.orphans import end_with_parent, parent_of
+from service.orphans import end_with_nursery
 from service.settings import Settings
 from service.transport import Transport
 
@@ -47,10 +46,7 @@ class Worker(litserve.LitAPI):
 
         An unusable artifact or device ends the process with exit code 2 and one line on stderr.
         """
-        nursery, main = os.getppid(), multiprocessing.parent_process()
-        end_with_parent(nursery)
-        if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
-            os._exit(1)
+        end_with_nursery()
         logs.configure(self.settings.log_format)
         os.nice(NICENESS)
         # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.

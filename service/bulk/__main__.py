@@ -164,7 +164,7 @@ def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Seq
     started, tally = monotonic(), Counter[str]()
     first = done * order.rows
     style: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-    images = found.since(first)
+    images = islice(found.since(first), found.count - first)
     batches = iter(lambda: list(islice(images, order.max_batch_size)), [])
     with scoring(order, manifest) as (pool, count), tqdm(total=found.count, initial=first, **style) as bar:
         rows: list[Row] = []

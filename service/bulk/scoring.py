@@ -19,7 +19,7 @@ from models.manifest import Manifest
 from service.bulk.errors import Mistake
 from service.bulk.images import Image
 from service.bulk.rows import Answer, Row, failed
-from service.orphans import PARENT, end_with_parent, parent_of
+from service.orphans import PARENT, end_with_nursery
 from service.present import handles
 
 if TYPE_CHECKING:
@@ -79,11 +79,8 @@ SCORER: list["Scorer"] = []
 
 
 def begin(task: Task) -> None:
-    """A process of the pool begins; it ends with the nursery, and that with the first process."""
-    nursery, main = os.getppid(), multiprocessing.parent_process()
-    end_with_parent(nursery)
-    if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
-        os._exit(1)
+    """A process of the pool begins."""
+    end_with_nursery()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends it
     TASK.append(task)
 
