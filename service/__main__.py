@@ -8,15 +8,14 @@ import tempfile
 from importlib.util import find_spec
 from multiprocessing import forkserver
 
-from models import manifest as manifests
 from models.errors import ArtifactError
-from service import album, console, store
+from service import console
 from service import keys as keys_module
 from service import settings as settings_module
 from service.console import ADMIN_FLAG
-from service.edition import Edition, Found
+from service.edition import look_for_models
 from service.orphans import PARENT
-from service.settings import ADMIN_KEYS_VARIABLE, Settings, SettingsError
+from service.settings import ADMIN_KEYS_VARIABLE, SettingsError
 from service.sockets import StartError, hold_port
 
 
@@ -31,7 +30,7 @@ def main() -> int:
         settings = settings_module.load(sys.argv[1:])
         keys = keys_module.load(settings.api_keys_file, os.environ)
         admins = keys_module.load(settings.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE)
-        found = look_for_models(settings)
+        found = look_for_models(settings.model, settings.keep_images)
         if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
             raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
         holder = hold_port(settings.host, settings.port)
@@ -51,29 +50,6 @@ def main() -> int:
         return run(settings, found, keys, admins, holder)
     except StartError as error:
         return refuse(error)
-
-
-def look_for_models(settings: Settings) -> list[Found]:
-    """What there is to serve.
-
-    Raises:
-        ArtifactError, SettingsError: something in it is wrong; one line.
-    """
-    places = store.find(settings.model)
-    found: list[Found] = []
-    for there, path in places:
-        manifest = manifests.read(path)
-        if len(places) > 1 and manifest.name != there.folder.name:
-            raise ArtifactError(
-                path,
-                f"a model called as its folder is, {there.folder.name}, as there are others beside it",
-                f"{manifest.name}; rename the folder, or train with --name {there.folder.name}",
-            )
-        folder = settings.keep_images
-        if folder:
-            folder = album.prepare(folder, manifest.name if len(places) > 1 else "", manifest.classes)
-        found.append(Found(Edition(path, manifest), there, folder))
-    return found
 
 
 def start_nursery() -> None:

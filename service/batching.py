@@ -17,7 +17,7 @@ from dataclasses import asdict
 from math import inf, sqrt
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -119,6 +119,13 @@ class Pipeline:
         started = monotonic()
         self.engine.predict(rows)
         return monotonic() - started
+
+    def facts(self, load_seconds: float) -> dict[str, Any]:
+        """What the board tells of this worker, which was ready after so long."""
+        engine, manifest = self.engine, self.engine.artifact.manifest
+        facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": self.pass_seconds}
+        facts |= {"version": manifest.version, "digest": manifest.digest}
+        return facts | {"load_seconds": load_seconds, "plan": asdict(engine.plan)}
 
     def run(self, worker: int) -> None:
         """Work as this worker until no more can come and all is answered."""

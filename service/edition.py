@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Manifest
+from service import album, store
 from service.board import LONGEST_DOCUMENT
 from service.store import Store
 
@@ -26,6 +27,29 @@ class Found(NamedTuple):
     edition: Edition
     store: Store
     album: Path | None = None
+
+
+def look_for_models(model: Path, images: Path | None = None) -> list[Found]:
+    """What there is to serve at `model`, a file or a folder; `images` is where each one's are kept, if they are.
+
+    Raises:
+        ArtifactError, SettingsError: something in them is wrong; one line.
+    """
+    places = store.find(model)
+    found: list[Found] = []
+    for there, path in places:
+        manifest = manifests.read(path)
+        if len(places) > 1 and manifest.name != there.folder.name:
+            raise ArtifactError(
+                path,
+                f"a model called as its folder is, {there.folder.name}, as there are others beside it",
+                f"{manifest.name}; rename the folder, or train with --name {there.folder.name}",
+            )
+        folder = images
+        if folder:
+            folder = album.prepare(folder, manifest.name if len(places) > 1 else "", manifest.classes)
+        found.append(Found(Edition(path, manifest), there, folder))
+    return found
 
 
 def inspected(path: Path, serving: Edition) -> Edition | str:

@@ -30,16 +30,14 @@ import litserve
 from litserve.loops import inference_worker
 
 from service import logs, routes
-from service.board import DRAINING, FAILED, READY, Board
-from service.boundary import Boundary
-from service.call import LONGEST_TIMEOUT_MS, Endpoints
+from service.board import DRAINING, FAILED, READY
+from service.call import LONGEST_TIMEOUT_MS
 from service.crew import Berth, Crew
 from service.edition import Found
-from service.journal import Journal
+from service.front import Front
 from service.keys import Keys
 from service.logs import logger
-from service.metrics import Metrics
-from service.model import Model, endpoints, named
+from service.model import Model, named
 from service.orphans import end_with_parent
 from service.predict import ROUTE
 from service.protocol import Protocol
@@ -80,15 +78,7 @@ class Server(litserve.LitServer):
         self.stopping = False
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
-        # Requests that no model answers are counted apart, in cells laid out as the first model's.
-        self.journal = Journal(Metrics(self.models[0].manifest.classes), settings.access_log)
-        self.cells = Board(settings.http_processes, 0, 0, self.journal.metrics.size)
-        self.scrape = routes.scrape_of(self.models, self.cells.all_cells(), settings)
-        table = routes.build(self.models, settings, keys, admins, self.scrape)
-        self.app.router.routes[:] = table
-        self.app.router.redirect_slashes = False
-        self.app.user_middleware.clear()
-        self.boundary = Boundary(routes.application(self.app), {route.path for route in table}, self.journal)
+        self.front = Front(self.app, self.models, settings, keys, admins)
 
     @property
     def phase(self) -> int:
@@ -168,7 +158,7 @@ class Server(litserve.LitServer):
         if self.settings.metrics_port is not None:
             # Threads, so not before the forks. A socket that only holds the port is not in the way.
             try:
-                routes.serve_metrics(self.scrape, self.settings.host, self.settings.metrics_port)
+                routes.serve_metrics(self.front.scrape, self.settings.host, self.settings.metrics_port)
             except OSError as error:
                 raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
@@ -226,16 +216,10 @@ class Server(litserve.LitServer):
             from service.tracing import Tracing
 
             tracing = Tracing()
-        self.journal.metrics.cells = self.cells.cells(app.response_queue_id)
-        self.journal.begin()
-        for model in self.models:
-            model.begin(app.response_queue_id, tracing)
+        self.front.begin(app.response_queue_id, tracing)
         async with super().lifespan(app):
             yield
-        for model in self.models:
-            model.open_channel().close()
-        for model in self.models:
-            model.close()
+        self.front.close()
         if tracing:
             tracing.close()
 
@@ -329,8 +313,8 @@ def run(settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, ho
             log_level="error",
             http=partial(
                 Protocol,
-                app=server.boundary,
-                endpoints=Endpoints(endpoints(server.models), server.journal),
+                app=server.front.boundary,
+                endpoints=server.front.endpoints,
                 room=Room(connections_each(settings, len(found))),
             ),
             proxy_headers=False,

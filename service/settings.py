@@ -156,14 +156,23 @@ def load(arguments: Sequence[str]) -> Settings:
     refuse_unknown(os.environ)
     parser = Parser(prog="python -m service", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
+    return made(_cli_settings_source=source)
+
+
+def made(**given: Any) -> Settings:
+    """Settings from fields by name, and from `DARKROOM_*` variables.
+
+    Raises:
+        SettingsError: one is unknown or out of range; one line.
+    """
     try:
-        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
+        return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        given = "" if first["type"] == "missing" else f", not {first['input']!r}"
+        value = "" if first["type"] == "missing" else f", not {first['input']!r}"
         advice = SERVICE_LINK_ADVICE if "tcp://" in str(first["input"]) else ""
-        raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {first['msg']}{given}{advice}") from None
+        raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {first['msg']}{value}{advice}") from None
 
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -119,7 +119,8 @@ class Transport(Board):
     def connect(self) -> None:
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
         self.requests = [pair() for _ in range(SIDES)]
-        self.receiver = self.requests[self.side][1]  # a worker's; here where both ends are in one process
+        # A worker's; here where both ends are in one process.
+        self.receiver, self.view = self.requests[self.side][1], memoryview(self.arena).toreadonly()
         self.orders = pair()  # from HTTP processes to the main process
         for end in self.orders:
             end.setblocking(False)
@@ -130,7 +131,7 @@ class Transport(Board):
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[self.side][1]
         senders = [sender for sender, _ in self.answers]
-        mapped = ("arena", "words", "requests", "receiver", "orders", "answers", "news")
+        mapped = ("arena", "words", "requests", "receiver", "view", "orders", "answers", "news")
         plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 

@@ -13,6 +13,7 @@ from models.errors import ArtifactError, DeviceError
 from service import logs
 from service.board import Board
 from service.edition import Edition
+from service.loading import load
 from service.metrics import Metrics
 from service.orphans import end_with_nursery
 from service.settings import Settings
@@ -49,22 +50,16 @@ class Worker(litserve.LitAPI):
         end_with_nursery()
         logs.configure(self.settings.log_format)
         os.nice(NICENESS)
-        # Here and in the loop, not above: the main and HTTP processes import this module too and stay without torch.
-        from models import artifact, engine, optimisation
-
-        settings, edition = self.settings, self.edition
-        plan = engine.Plan(**edition.plan) if edition.plan else None
+        settings = self.settings
         try:
-            chosen = engine.choose(settings.device, device, settings.dtype)
-            loaded = artifact.load(edition.path)
-            if loaded.manifest != edition.manifest:  # which the HTTP processes have
-                raise ArtifactError(
-                    edition.path,
-                    f"the file that this service began with (digest {edition.manifest.digest[:12]})",
-                    f"another (digest {loaded.manifest.digest[:12]}); give another version a file of its own",
-                )
-            self.engine = optimisation.prepare(
-                loaded, chosen, settings.dtype, settings.max_batch_size, self.sharing, plan, settings.nvjpeg
+            self.engine = load(
+                self.edition,
+                settings.device,
+                device,
+                settings.dtype,
+                settings.max_batch_size,
+                self.sharing,
+                nvjpeg=settings.nvjpeg,
             )
         except (ArtifactError, DeviceError) as error:
             print(f"darkroom: {error}", file=sys.stderr, flush=True)
@@ -86,9 +81,7 @@ class BatchingLoop(LitLoop):
 
     def __call__(self, lit_api: Worker, device: str, worker_id: int, request_queue: Transport, *_: object) -> None:
         """Wait for the order, then serve until the last HTTP process has closed its end."""
-        from dataclasses import asdict
-
-        from service.batching import Pipeline
+        from service.batching import Pipeline  # not above: the main and HTTP processes stay without torch
 
         engine, transport, berth = lit_api.engine, request_queue, lit_api.berth
         metrics = Metrics(engine.artifact.manifest.classes)
@@ -105,10 +98,7 @@ class BatchingLoop(LitLoop):
             lit_api.orders.recv_bytes()
         except EOFError:  # the service ends, and this spare was never needed
             os._exit(0)
-        manifest = engine.artifact.manifest
-        facts = {"device": str(engine.device), "dtype": engine.dtype, "pass_seconds": pipeline.pass_seconds}
-        facts |= {"version": manifest.version, "digest": manifest.digest}
-        transport.tell(berth, facts | {"load_seconds": loading, "plan": asdict(engine.plan)})
+        transport.tell(berth, pipeline.facts(loading))
         pipeline.run(berth)
         if tracing:
             tracing.close()

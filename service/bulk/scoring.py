@@ -19,6 +19,8 @@ from models.manifest import Manifest
 from service.bulk.errors import Mistake
 from service.bulk.images import Image
 from service.bulk.rows import Answer, Row, failed
+from service.edition import Edition
+from service.loading import load
 from service.orphans import PARENT, end_with_nursery
 from service.present import handles
 
@@ -98,15 +100,9 @@ def scorer_of(task: Task) -> "Scorer":
     Raises:
         Mistake: it or the device cannot be used.
     """
-    from models import artifact, engine, optimisation
-
+    edition, offered = Edition(task.model, task.manifest), task.device if task.device.startswith("cuda") else "cpu"
     try:
-        chosen = engine.choose(task.device, task.device if task.device.startswith("cuda") else "cpu", task.dtype)
-        loaded = artifact.load(task.model)
-        if loaded.manifest != task.manifest:
-            found = f"another since (digest {loaded.manifest.digest[:12]})"
-            raise ArtifactError(task.model, f"the file that this job began with ({task.manifest.digest[:12]})", found)
-        return Scorer(optimisation.prepare(loaded, chosen, task.dtype, task.batch_size, task.sharing))
+        return Scorer(load(edition, task.device, offered, task.dtype, task.batch_size, task.sharing))
     except (ArtifactError, DeviceError, RuntimeError, MemoryError) as error:
         raise Mistake(str(error).strip().rpartition("\n")[2]) from None
 

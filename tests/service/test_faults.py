@@ -99,7 +99,7 @@ def test_a_worker_that_finds_another_artifact_in_its_files_place_does_not_serve_
         os.kill(worker_of(service), signal.SIGKILL)
 
         assert 503 == wait_for_refusal(service)
-        wait_for_log(service, "expected the file that this service began with")
+        wait_for_log(service, "expected the file that was looked at first")
         assert 503 == service.get("/health").status_code
 
 

@@ -1,10 +1,6 @@
-"""`POST /predict`: every input form, the replies, and every refusal."""
+"""`POST /predict`: every input form, the replies, and every refusal; test_replica.py asks the same of Ray."""
 
 import base64
-import json
-import re
-import socket
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -156,11 +152,10 @@ def test_a_timeout_out_of_range_is_a_bad_parameter(service: Service, value: str)
     problem(service.post(noise(), x_timeout_ms=value), 400, "bad_parameter")
 
 
-def test_a_request_id_is_echoed_and_a_bad_one_replaced(service: Service) -> None:
-    assert "my-id.1" == service.post(noise(), x_request_id="my-id.1").json()["request_id"]
-    for bad in ("a" * 129, "no spaces", "<script>"):
-        reply = service.post(noise(), x_request_id=bad)
-        assert bad != reply.headers["x-request-id"] == reply.json()["request_id"]
+def test_a_request_id_is_echoed(service: Service) -> None:
+    reply = service.post(noise(), x_request_id="my-id.1")
+
+    assert "my-id.1" == reply.headers["x-request-id"] == reply.json()["request_id"]
 
 
 def test_server_timing_names_the_four_stages_in_milliseconds(service: Service) -> None:
@@ -231,13 +226,6 @@ def test_json_with_too_many_images_is_refused(service: Service) -> None:
     problem(post_json(service, {"images": [text(noise())] * 5}), 413, "too_many_images")
 
 
-def test_a_body_announced_too_large_is_refused_before_it_is_sent(service: Service) -> None:
-    host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n")
-        assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
-
-
 def test_oversized_headers_are_refused(service: Service) -> None:
     problem(service.post(noise(), x_large="a" * 40_000), 431, "headers")
 
@@ -274,120 +262,7 @@ def test_no_refusal_shows_a_path_or_a_traceback(service: Service) -> None:
         )
 
 
-def test_what_is_no_http_is_a_problem_too(service: Service) -> None:
-    for request in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: -1\r\n\r\n"):
-        reply = answered_raw(service, request)
-
-        assert reply.startswith(b"HTTP/1.1 400 ")
-        assert b"application/problem+json" in reply
-        assert "framing" == json.loads(reply.partition(b"\r\n\r\n")[2])["code"]
-
-
-def answered_raw(service: Service, *requests: bytes) -> bytes:
-    """All that comes back for these bytes until the server closes; more is sent once something has come back."""
-    host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
-        client.sendall(requests[0])
-        answered = b""
-        for request in requests[1:]:
-            answered += client.recv(4096)
-            client.sendall(request)
-        with suppress(ConnectionResetError):  # what was not read any more
-            while received := client.recv(4096):
-                answered += received
-        return answered
-
-
-def test_bytes_that_are_no_http_after_a_request_do_not_take_its_answers_place(service: Service) -> None:
-    body = noise()
-    answered = answered_raw(
-        service, b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n%bjunk \x00" % (len(body), body)
-    )
-
-    assert [b"200"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
-    assert b"connection: close" in answered
-
-
-def test_a_body_that_breaks_off_its_form_is_answered_and_counted_once(service: Service) -> None:
-    before = [service.sample("darkroom_requests_total", route=route, status="400") for route in ("/predict", "other")]
-    left = service.sample("darkroom_client_disconnects_total")
-    answered = answered_raw(
-        service, b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\nxyz\r\n"
-    )
-
-    assert [b"400"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
-    after = [service.sample("darkroom_requests_total", route=route, status="400") for route in ("/predict", "other")]
-    assert [before[0] + 1, before[1]] == after
-    assert left == service.sample("darkroom_client_disconnects_total")
-
-
-def test_a_body_that_an_upgrade_hides_is_never_taken_for_a_request(service: Service) -> None:
-    hidden = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-    head = b"POST /predict HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n" % len(hidden)
-
-    assert [b"400"] == re.findall(rb"HTTP/1.1 (\d+) ", answered_raw(service, head, hidden))
-
-
-def test_a_client_that_holds_its_body_back_and_is_refused_is_told_that_the_connection_ends(service: Service) -> None:
-    head = b"POST /predict?top_k=x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 300\r\n\r\n"
-    answered = answered_raw(service, head)
-
-    assert answered.startswith(b"HTTP/1.1 400 ")
-    assert b"connection: close" in answered
-
-
-@pytest.mark.parametrize("start", [b"", b"POST /predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"])
-def test_a_head_or_trailer_that_does_not_end_is_refused(service: Service, start: bytes) -> None:
-    start = start or b"GET / HTTP/1.1\r\n"
-    answered = answered_raw(service, start + b"X: " + b"x" * 400_000)
-
-    assert answered.startswith(b"HTTP/1.1 431 ")
-    assert b'"code": "headers"' in answered
-
-
-def test_a_body_that_stalls_is_refused_at_the_deadline(service: Service) -> None:
-    head = b"POST /predict HTTP/1.1\r\nX-Timeout-Ms: 50\r\nContent-Length: 300\r\n\r\nabc"
-    answered = answered_raw(service, head)
-
-    assert answered.startswith(b"HTTP/1.1 504 ")
-    assert b'"code": "deadline"' in answered
-
-
-def test_many_requests_at_once_on_one_connection_are_all_answered(service: Service) -> None:
-    body = noise()
-    first = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    empty = b"POST /predict HTTP/1.1\r\nContent-Length: 0\r\n\r\n" * 3_000
-    last = b"GET /livez HTTP/1.1\r\nConnection: close\r\n\r\n"
-    statuses = re.findall(rb"HTTP/1.1 (\d+) ", answered_raw(service, first + empty + last))
-
-    assert [b"200", *[b"400"] * 3_000, b"200"] == statuses
-
-
-def test_an_upgrade_that_hides_the_body_is_named(service: Service) -> None:
-    problem(service.post(noise(), upgrade="h2c", connection="Upgrade"), 400, "framing")
-
-
 def test_a_connection_serves_on_after_refusals(service: Service) -> None:
     with requests.Session() as session:
         for body, status in ((noise(), 200), (b"junk", 415), (b"\0" * 300_000, 413), (noise(), 200)):
             assert status == session.post(f"{service.url}/predict", data=body, timeout=60).status_code
-
-
-def test_requests_that_follow_without_waiting_are_answered_in_order(service: Service) -> None:
-    bodies = [noise(1), b"junk", noise(2)]
-    requested = b""
-    for number, body in enumerate(bodies):
-        closing = b"Connection: close\r\n" if number == 2 else b""
-        head = b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: number-%d\r\n%bContent-Length: %d\r\n\r\n"
-        requested += head % (number, closing, len(body)) + body
-    answered = answered_raw(service, requested)
-
-    assert [b"200", b"415", b"200"] == re.findall(rb"HTTP/1.1 (\d+) ", answered)
-    assert [b"number-0", b"number-1", b"number-2"] == re.findall(rb"x-request-id: (\S+)\r\n", answered)
-
-
-def test_every_request_without_an_id_gets_one_of_its_own(service: Service) -> None:
-    ids = {reply.headers["x-request-id"] for reply in service.post_together([noise()] * 40)}
-
-    assert 40 == len(ids)
-    assert all(re.fullmatch("[0-9a-f]{32}", made) for made in ids)
