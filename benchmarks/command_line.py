@@ -131,6 +131,10 @@ SUITES: Mapping[str, Suite] = {
         "One version after another takes over at half of the capacity: requests lost or mixed, latency, memory.",
         {"--swaps": 200, "--workload": ["simple_cnn"], "--flags": []},
     ),
+    "nodes": Suite(
+        "Three Ray nodes in network namespaces beside one service: latency, memory, a lost node, an update, a rush.",
+        {"--flags": []},
+    ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",
         {"--data": DATA},
