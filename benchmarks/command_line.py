@@ -135,6 +135,10 @@ SUITES: Mapping[str, Suite] = {
         "Three Ray nodes in network namespaces beside one service: latency, memory, a lost node, an update, a rush.",
         {"--flags": []},
     ),
+    "capacity": Suite(
+        "How many machines a rate needs, from one that is measured: formula, simulation, cost, what gives out next.",
+        {"--seconds": 10, "--workloads": ["A", "B"], "--flags": []},
+    ),
     "accuracy": Suite(
         "What bf16 costs: SqueezeNet with its ImageNet weights on real photos.",
         {"--data": DATA},

@@ -41,9 +41,24 @@ def free_port() -> int:
 
 
 @contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder of its own for Ray, whose sockets need a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def serving(model: Path, **changes: Any) -> Iterator[Service]:
     """`serve run` with our configuration, ready; with it ends the cluster."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    with short_folder() as folder:
+        yield from started(folder, model, **changes)
+
+
+def started(folder: Path, model: Path, **changes: Any) -> Iterator[Service]:
+    """The same, with Ray's files in a folder."""
     port = free_port()
     (folder / "serve.yaml").write_text(yaml.safe_dump(configuration(model, port, **changes)))
     env = running.environment() | ENVIRONMENT | {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(Path.cwd())}
@@ -65,7 +80,6 @@ def serving(model: Path, **changes: Any) -> Iterator[Service]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(STOP_S)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_ready(process: "subprocess.Popen[str]", url: str, log: Path) -> None:

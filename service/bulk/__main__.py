@@ -10,9 +10,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, NoReturn
@@ -20,10 +19,10 @@ from typing import Any, NoReturn
 from models import manifest as manifests
 from models.errors import ArtifactError
 from models.manifest import Manifest
+from service.bulk import on_ray, scoring
 from service.bulk.errors import Mistake
 from service.bulk.images import IMAGE_COLUMNS, Input, look, parquet
 from service.bulk.rows import WRITERS, Row
-from service.bulk.scoring import ordered, scoring
 
 PROGRAM = "python -m service.bulk"
 HELP = f"""Score many images without a server: class, probability and whether it is unknown, or why not, a row for each.
@@ -31,13 +30,13 @@ HELP = f"""Score many images without a server: class, probability and whether it
   {PROGRAM} photos/ scores --model artifacts/model.pt
   {PROGRAM} list.txt scores --model artifacts/model.pt          # a path a line, from where the list is
   {PROGRAM} photos.parquet scores --model artifacts/model.pt    # of paths or of encoded images
+  {PROGRAM} /shared/photos scores --model /shared/model.pt --ray    # by all nodes of a Ray cluster
 
 The same command goes on where a job was stopped or killed: no row is lost, none is there twice. Images that cannot be
 read or decoded are rows with an error. A folder stands for all visible pictures below it, links to folders left out.
 Exit code 0: every image has a row; 2: that cannot be, or not now; 130: stopped."""
 JOB, PART = "bulk.json", "part-{:06d}.{}"
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-AHEAD = 3  # batches for each process that are under way or done and not written
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N (default: %(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16", "tf32"), default="fp32", help="of the network")
     parser.add_argument("--max-batch-size", type=positive, default=32, help="most images in one forward pass")
+    parser.add_argument("--ray", action="store_true", help="on the Ray cluster that runs (RAY_ADDRESS), or a local one")
     order = parser.parse_args(arguments)
     if not DEVICE.fullmatch(order.device):
         raise Mistake(f"--device {order.device}: auto, cpu, cuda or cuda:N")
@@ -164,11 +164,10 @@ def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Seq
     started, tally = monotonic(), Counter[str]()
     first = done * order.rows
     style: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not sys.stderr.isatty()}
-    images = islice(found.since(first), found.count - first)
-    batches = iter(lambda: list(islice(images, order.max_batch_size)), [])
-    with scoring(order, manifest) as (pool, count), tqdm(total=found.count, initial=first, **style) as bar:
+    coming = (on_ray if order.ray else scoring).scored(order, manifest, found, first)
+    with closing(coming), tqdm(total=found.count, initial=first, **style) as bar:
         rows: list[Row] = []
-        for batch in ordered(pool, batches, AHEAD * count):
+        for batch in coming:
             bar.update(len(batch))
             tally.update("failed" if error else "unknown" if unknown else "known" for *_, unknown, error in batch)
             rows += batch

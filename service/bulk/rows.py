@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 from models.archive import replacing
@@ -11,6 +11,7 @@ from service.bulk.images import parquet
 COLUMNS = ("image", "class", "index", "probability", "unknown", "error", "digest")
 Answer = tuple[str | None, int | None, float | None, bool | None, str | None]  # class ... error, as in COLUMNS
 Row = tuple[str, str | None, int | None, float | None, bool | None, str | None]  # the image's name, and its answer
+Rows = Generator[list[Row], None, None]  # as they come, in order
 
 
 def failed(error: str) -> Answer:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,8 +18,8 @@ from models.errors import ArtifactError, DeviceError, ImageError
 from models.formats import FORMATS, MAX_PIXELS
 from models.manifest import Manifest
 from service.bulk.errors import Mistake
-from service.bulk.images import Image
-from service.bulk.rows import Answer, Row, failed
+from service.bulk.images import Image, Input
+from service.bulk.rows import Answer, Row, Rows, failed
 from service.edition import Edition
 from service.loading import load
 from service.orphans import PARENT, end_with_nursery
@@ -27,6 +28,7 @@ from service.present import handles
 if TYPE_CHECKING:
     from models.engine import Engine
 
+AHEAD = 3  # batches for each process that are under way or done and not written
 FAILED = "internal: the model failed on this image"
 
 
@@ -51,6 +53,18 @@ def scoring(order: Namespace, manifest: Manifest) -> Iterator[tuple[Executor, in
             yield pool, count
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def scored(order: Namespace, manifest: Manifest, found: Input, first: int) -> Rows:
+    """The rows of all images from `first` on, in order, by this machine."""
+    images = islice(found.since(first), found.count - first)
+    with scoring(order, manifest) as (pool, count):
+        yield from ordered(pool, batches_of(images, order.max_batch_size), AHEAD * count)
+
+
+def batches_of(images: Iterator[Image], most: int) -> Iterator[list[Image]]:
+    """So many images at a time."""
+    return iter(lambda: list(islice(images, most)), [])
 
 
 def ordered(pool: Executor, batches: Iterator[list[Image]], ahead: int) -> Iterator[list[Row]]:
