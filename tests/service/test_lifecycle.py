@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
@@ -21,6 +22,14 @@ from tests.pictures import noise
 from tests.running import Service, command_of, gone, predictions, serving, workers_among
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def patient(model: Path) -> Iterator[Service]:
+    """A service with little room, whose idle model waits a second for a batch of four."""
+    flags = ["--max-delay-ms", "1000", "--max-batch-size", "4", "--capacity", "8", "--capacity-bytes", str(1 << 20)]
+    with serving(model, *flags) as started:
+        yield started
 
 
 def test_the_banners_curl_line_names_the_sample_beside_the_model(tmp_path: Path) -> None:
@@ -41,9 +50,8 @@ def test_docs_and_info_can_be_switched_off_and_sizes_limited_by_variables(model:
         assert 413 == service.post(noise()).status_code
 
 
-@pytest.mark.parametrize("most", ["1", "3"])
-def test_however_small_its_batches_it_answers_all_that_come_together(model: Path, most: str) -> None:
-    with serving(model, "--max-batch-size", most, "--timeout-ms", "20000") as service:
+def test_however_small_its_batches_it_answers_all_that_come_together(model: Path) -> None:
+    with serving(model, "--max-batch-size", "3", "--timeout-ms", "20000") as service:
         files = [("file", ("photo", noise(seed))) for seed in range(32)]
         several = requests.post(service.url + "/predict", files=files, timeout=60)
         replies = service.post_together([noise(seed) for seed in range(128)], 64)
@@ -53,53 +61,62 @@ def test_however_small_its_batches_it_answers_all_that_come_together(model: Path
         assert 160 == service.sample("darkroom_images_total")
 
 
-def test_over_capacity_is_refused_at_once_with_retry_after(model: Path) -> None:
-    with serving(model, "--capacity", "2", "--max-delay-ms", "1000", "--max-batch-size", "8") as service:
-        replies = service.post_together([noise(seed) for seed in range(6)])
-        refused = [reply for reply in replies if reply.status_code == 429]
+def test_over_capacity_is_refused_at_once_with_retry_after(patient: Service) -> None:
+    replies = patient.post_together([noise(seed) for seed in range(24)])
+    refused = [reply for reply in replies if reply.status_code == 429]
 
-        assert {200, 429} == {reply.status_code for reply in replies}
-        assert {("capacity", "1")} == {(reply.json()["code"], reply.headers["retry-after"]) for reply in refused}
-        assert len(refused) == service.sample("darkroom_refused_total", reason="capacity")
-        assert {200} == {service.post(noise()).status_code for _ in range(3)}
+    assert {200, 429} == {reply.status_code for reply in replies}
+    assert {("capacity", "1")} == {(reply.json()["code"], reply.headers["retry-after"]) for reply in refused}
+    assert len(refused) == patient.sample("darkroom_refused_total", reason="capacity")
+    assert {200} == {reply.status_code for reply in patient.post_together([noise()] * 4)}
 
 
-def test_bodies_beyond_the_capacity_in_bytes_are_refused_and_the_room_is_given_back(model: Path) -> None:
+def test_bodies_beyond_the_capacity_in_bytes_are_refused_and_the_room_is_given_back(patient: Service) -> None:
     body = noise() + b"\0" * 600_000
-    with serving(model, "--capacity-bytes", str(1 << 20), "--max-delay-ms", "300") as service:
-        replies = service.post_together([body] * 6)
+    replies = patient.post_together([body] * 6)
 
-        assert {200, 429} == {reply.status_code for reply in replies}
-        assert [200] * 5 == [service.post(body).status_code for _ in range(5)]
+    assert {200, 429} == {reply.status_code for reply in replies}
+    assert [200] * 2 == [patient.post(body).status_code for _ in range(2)]
 
 
-def test_an_idle_model_waits_when_told_to_for_a_fuller_batch_of_images_of_any_size(model: Path) -> None:
+def test_an_idle_model_waits_when_told_to_for_a_fuller_batch_of_images_of_any_size(patient: Service) -> None:
     sizes = [(1, 1), (1, 3000), (500, 20), (32, 32)] * 2
-    with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "4") as service:
-        replies = service.post_together([noise(seed, size) for seed, size in enumerate(sizes)], 8)
+    names = "darkroom_batch_size_sum", "darkroom_batch_size_count"
+    images, batches = map(patient.sample, names)
+    replies = patient.post_together([noise(seed, size) for seed, size in enumerate(sizes)], 8)
 
-        assert {200} == {reply.status_code for reply in replies}
-        assert (8, 2) == (service.sample("darkroom_batch_size_sum"), service.sample("darkroom_batch_size_count"))
-
-
-def test_waiting_for_a_fuller_batch_ends_before_the_deadline(model: Path) -> None:
-    with serving(model, "--max-delay-ms", "1000") as service:
-        assert 200 == service.post(noise(), x_timeout_ms="600").status_code
+    assert {200} == {reply.status_code for reply in replies}
+    assert (images + 8, batches + 2) == tuple(map(patient.sample, names))
 
 
-def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_requests_are_served(model: Path) -> None:
-    with serving(model) as service:
-        worker = worker_of(service)
-        os.kill(worker, signal.SIGSTOP)
-        reply = service.post(noise(), x_timeout_ms="200")
-        os.kill(worker, signal.SIGCONT)
+def test_waiting_for_a_fuller_batch_ends_before_the_deadline(patient: Service) -> None:
+    assert 200 == patient.post(noise(), x_timeout_ms="600").status_code
 
-        assert (504, "deadline") == (reply.status_code, reply.json()["code"])
-        assert 0.2 <= reply.elapsed.total_seconds() < 1
-        assert 1 == service.sample("darkroom_refused_total", reason="deadline")
-        assert 200 == service.post(noise()).status_code
-        assert 0 == service.sample("darkroom_queue_depth")
-        assert '"level": "error"' not in service.stderr.read_text()
+
+def test_a_client_that_leaves_is_counted_and_harms_nobody(patient: Service) -> None:
+    host, port = patient.url.removeprefix("http://").split(":")
+    body, before = noise(), patient.sample("darkroom_client_disconnects_total")
+    for sent in body, body[:9]:
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + sent)
+    assert [200, 200] == [patient.post(body).status_code for _ in range(2)]
+    assert before + 2 == patient.sample("darkroom_client_disconnects_total")
+    assert 0 == patient.sample("darkroom_queue_depth")
+
+
+def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_requests_are_served(service: Service) -> None:
+    before = service.sample("darkroom_refused_total", reason="deadline")
+    worker = worker_of(service)
+    os.kill(worker, signal.SIGSTOP)
+    reply = service.post(noise(), x_timeout_ms="200")
+    os.kill(worker, signal.SIGCONT)
+
+    assert (504, "deadline") == (reply.status_code, reply.json()["code"])
+    assert 0.2 <= reply.elapsed.total_seconds() < 1
+    assert before + 1 == service.sample("darkroom_refused_total", reason="deadline")
+    assert 200 == service.post(noise()).status_code
+    assert 0 == service.sample("darkroom_queue_depth")
+    assert '"level": "error"' not in service.stderr.read_text()
 
 
 def worker_of(service: Service) -> int:
@@ -107,22 +124,9 @@ def worker_of(service: Service) -> int:
     return workers_among(service.children())[0]
 
 
-def test_a_client_that_leaves_is_counted_and_harms_nobody(model: Path) -> None:
-    with serving(model, "--max-delay-ms", "500") as service:
-        host, port = service.url.removeprefix("http://").split(":")
-        body = noise()
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:9])
-        assert 200 == service.post(body).status_code
-        assert 200 == service.post(body).status_code
-        assert 2 == service.sample("darkroom_client_disconnects_total")
-        assert 0 == service.sample("darkroom_queue_depth")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize(
+    ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["process", "group"]
+)
 def test_a_signal_drains_and_leaves_no_process_behind(model: Path, number: signal.Signals, to_group: bool) -> None:
     with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "20") as service, ThreadPoolExecutor(70) as pool:
         children = service.children()
@@ -297,11 +301,10 @@ def connection_to(service: Service) -> HTTPConnection:
     return HTTPConnection(service.url.removeprefix("http://"), timeout=60)
 
 
-@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
-def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path, to_group: bool) -> None:
+def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path) -> None:
     with serving(model) as service, closing(connection_to(service)) as client:
         client.connect()
-        (os.killpg if to_group else os.kill)(service.process.pid, signal.SIGTERM)
+        os.killpg(service.process.pid, signal.SIGTERM)
         told, last = set(), False
         while not last:
             idle_and_closed, _, _ = select.select([client.sock], [], [], 0.02)

@@ -67,6 +67,23 @@ def started(model: Path, *flags: str) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def operated(versions: Path) -> Iterator[Service]:
+    with started(versions / "1.pt") as running:
+        yield running
+
+
+@pytest.fixture
+def service(operated: Service) -> Iterator[Service]:
+    """Version 1 serves alone, and does so again after the test."""
+    yield operated
+    if len(stages(operated)) > 1:
+        assert order(operated, "rollback")["done"]
+    if stages(operated).get("1") != "serving":
+        assert order(operated, "load", version="1", promote=True)["done"]
+    until(operated, lambda now: len(now["versions"]) == 1 == len(workers(operated)))
+
+
 def state(service: Service) -> dict[str, Any]:
     """What operators see."""
     reply = requests.get(f"{service.url}/models", headers=ADMIN, timeout=10)
@@ -172,33 +189,32 @@ def test_versions_change_under_load_and_nothing_is_lost_or_mixed(
 
 
 @pytest.mark.slow
-def test_a_candidate_gets_its_share_of_requests_and_gives_it_back(folder: Path) -> None:
-    with started(folder / "1.pt") as service:
-        assert order(service, "load", version="2")["done"]
-        assert "the other version is 2, not 3" in order(service, "promote", version="3")["detail"]
-        assert order(service, "share", share=0.25)["done"]
-        shared = Counter(answered(service.post(BODY)) for _ in range(80))
-        assert order(service, "share", share=0.0)["done"]
-        given_back = Counter(answered(service.post(BODY)) for _ in range(20))
+def test_a_candidate_gets_its_share_of_requests_and_gives_it_back(service: Service) -> None:
+    assert order(service, "load", version="2")["done"]
+    assert "the other version is 2, not 3" in order(service, "promote", version="3")["detail"]
+    assert order(service, "share", share=0.25)["done"]
+    shared = Counter(answered(service.post(BODY)) for _ in range(80))
+    assert order(service, "share", share=0.0)["done"]
+    given_back = Counter(answered(service.post(BODY)) for _ in range(20))
 
     assert {"1": 60, "2": 20} == shared
     assert {"1": 20} == given_back
 
 
 @pytest.mark.slow
-def test_a_shadow_answers_nobody_and_is_compared(folder: Path) -> None:
-    with started(folder / "1.pt") as service:
-        assert order(service, "load", version="2")["done"]
-        assert order(service, "shadow")["done"]
-        assert ["serving", "ready"] == [one["stage"] for one in state(service)["versions"]]
-        assert [False, True] == [one["shadow"] for one in state(service)["versions"]]
-        assert {"1"} == {answered(service.post(BODY)) for _ in range(30)}
-        until(service, lambda _: service.sample("darkroom_shadow_images_total", outcome="differs") == 30)
+def test_a_shadow_answers_nobody_and_is_compared(service: Service) -> None:
+    assert order(service, "load", version="2")["done"]
+    assert order(service, "shadow")["done"]
+    assert ["serving", "ready"] == [one["stage"] for one in state(service)["versions"]]
+    assert [False, True] == [one["shadow"] for one in state(service)["versions"]]
+    before = service.sample("darkroom_images_total")
+    assert {"1"} == {answered(service.post(BODY)) for _ in range(30)}
+    until(service, lambda _: service.sample("darkroom_shadow_images_total", outcome="differs") == 30)
 
-        assert 0 == service.sample("darkroom_shadow_images_total", outcome="agrees")
-        assert 30 == service.sample("darkroom_images_total")
-        for role in ("serving", "candidate"):
-            assert 30 == service.sample("darkroom_shadow_duration_seconds_count", role=role)
+    assert 0 == service.sample("darkroom_shadow_images_total", outcome="agrees")
+    assert before + 30 == service.sample("darkroom_images_total")
+    for role in ("serving", "candidate"):
+        assert 30 == service.sample("darkroom_shadow_duration_seconds_count", role=role)
 
 
 @pytest.mark.slow
@@ -223,7 +239,9 @@ def test_rollback_takes_a_candidate_away_and_then_goes_back(folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_what_cannot_take_over_is_refused_with_the_reason_and_the_old_one_goes_on(folder: Path) -> None:
+def test_what_cannot_take_over_is_refused_with_the_reason_and_the_old_one_goes_on(
+    service: Service, versions: Path
+) -> None:
     expected = {
         "damaged": "SHA-256",
         "stranger": "its name is stranger, not test",
@@ -233,70 +251,66 @@ def test_what_cannot_take_over_is_refused_with_the_reason_and_the_old_one_goes_o
         "4": "no version 4; there are: 1, 2, 3, again, classes, damaged, mistaken, stranger",
         "../test/2": "no version ../test/2",
     }
-    with started(folder / "1.pt") as service:
-        for version, told in expected.items():
-            ended = order(service, "load", version=version)
-            assert (False, True) == (ended["done"], told in ended["detail"]), ended
-        for action in ("promote", "shadow"):
-            assert "there is no other version" in order(service, action)["detail"]
-        assert str(folder) not in str(state(service))
-        assert {"1": "serving"} == stages(service)
-        assert "1" == answered(service.post(BODY))
+    for version, told in expected.items():
+        ended = order(service, "load", version=version)
+        assert (False, True) == (ended["done"], told in ended["detail"]), ended
+    for action in ("promote", "shadow"):
+        assert "there is no other version" in order(service, action)["detail"]
+    assert str(versions) not in str(state(service))
+    assert {"1": "serving"} == stages(service)
+    assert "1" == answered(service.post(BODY))
 
 
 @pytest.mark.slow
-def test_a_version_whose_worker_cannot_load_it_is_taken_away_and_says_why(folder: Path) -> None:
-    with started(folder / "1.pt") as service:
-        ended = order(service, "load", version="mistaken")
-        assert (False, True) == (ended["done"], "its goldens' answers on cpu in fp32" in ended["detail"]), ended
-        (serving_worker,) = workers(service)
-        reply = requests.post(f"{service.url}/models/load", json={"version": "3"}, headers=ADMIN, timeout=10)
-        until(service, lambda _: len(workers(service)) == 2)
-        (candidate,) = set(workers(service)) - {serving_worker}
+def test_a_version_whose_worker_cannot_load_it_is_taken_away_and_says_why(service: Service) -> None:
+    ended = order(service, "load", version="mistaken")
+    assert (False, True) == (ended["done"], "its goldens' answers on cpu in fp32" in ended["detail"]), ended
+    (serving_worker,) = workers(service)
+    reply = requests.post(f"{service.url}/models/load", json={"version": "3"}, headers=ADMIN, timeout=10)
+    until(service, lambda _: len(workers(service)) == 2)
+    (candidate,) = set(workers(service)) - {serving_worker}
+    os.kill(candidate, signal.SIGKILL)
+    ended = outcome(service, reply.json()["id"])
+
+    assert (False, "a worker ended with exit code -9") == (ended["done"], ended["detail"])
+    assert {"1": "serving"} == stages(service)
+    assert "1" == answered(service.post(BODY))
+
+
+@pytest.mark.slow
+def test_when_the_worker_of_a_candidate_is_lost_its_requests_are_answered_all_the_same(service: Service) -> None:
+    (serving_worker,) = workers(service)
+    assert order(service, "load", version="2")["done"]
+    (candidate,) = set(workers(service)) - {serving_worker}
+    assert order(service, "share", share=0.5)["done"]
+    with load(service) as found:
+        until(service, lambda _: found["2"] >= 20)
         os.kill(candidate, signal.SIGKILL)
-        ended = outcome(service, reply.json()["id"])
-
-        assert (False, "a worker ended with exit code -9") == (ended["done"], ended["detail"])
-        assert {"1": "serving"} == stages(service)
-        assert "1" == answered(service.post(BODY))
-
-
-@pytest.mark.slow
-def test_when_the_worker_of_a_candidate_is_lost_its_requests_are_answered_all_the_same(folder: Path) -> None:
-    with started(folder / "1.pt") as service:
-        (serving_worker,) = workers(service)
-        assert order(service, "load", version="2")["done"]
-        (candidate,) = set(workers(service)) - {serving_worker}
-        assert order(service, "share", share=0.5)["done"]
-        with load(service) as found:
-            until(service, lambda _: found["2"] >= 20)
-            os.kill(candidate, signal.SIGKILL)
-            until(service, lambda _: len(set(workers(service)) - {serving_worker, candidate}) == 1)
-            again = found["2"]
-            until(service, lambda _: found["2"] >= again + 20)
-        assert 0 == service.sample("darkroom_queue_depth")
+        until(service, lambda _: len(set(workers(service)) - {serving_worker, candidate}) == 1)
+        again = found["2"]
+        until(service, lambda _: found["2"] >= again + 20)
+    assert 0 == service.sample("darkroom_queue_depth")
     assert {"1", "2"} == found.keys()
 
 
 @pytest.mark.slow
-def test_a_candidate_can_be_asked_by_its_version_before_anybody_else_meets_it(folder: Path) -> None:
+def test_a_candidate_can_be_asked_by_its_version_before_anybody_else_meets_it(service: Service) -> None:
     document = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}]}
-    with started(folder / "1.pt") as service:
 
-        def asked(version: str) -> tuple[int, Any]:
-            path = f"{service.url}/v2/models/test/versions/{version}"
-            pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * (3 * 32 * 32)}
-            reply = requests.post(f"{path}/infer", json=document | {"inputs": [pixels]}, timeout=10)
-            return reply.status_code, reply.json().get("model_version")
+    def asked(version: str) -> tuple[int, Any]:
+        path = f"{service.url}/v2/models/test/versions/{version}"
+        pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * (3 * 32 * 32)}
+        reply = requests.post(f"{path}/infer", json=document | {"inputs": [pixels]}, timeout=10)
+        return reply.status_code, reply.json().get("model_version")
 
-        assert [(200, "1"), (404, None)] == [asked("1"), asked("2")]
-        assert order(service, "load", version="2")["done"]
-        assert [(200, "1"), (200, "2"), (404, None)] == [asked("1"), asked("2"), asked("3")]
-        assert ["1", "2"] == service.get("/v2/models/test").json()["versions"]
-        assert 200 == service.get("/v2/models/test/versions/2/ready").status_code
-        assert order(service, "promote")["done"]
-        until(service, lambda now: len(now["versions"]) == 1)
-        assert [(404, None), (200, "2")] == [asked("1"), asked("2")]
+    assert [(200, "1"), (404, None)] == [asked("1"), asked("2")]
+    assert order(service, "load", version="2")["done"]
+    assert [(200, "1"), (200, "2"), (404, None)] == [asked("1"), asked("2"), asked("3")]
+    assert ["1", "2"] == service.get("/v2/models/test").json()["versions"]
+    assert 200 == service.get("/v2/models/test/versions/2/ready").status_code
+    assert order(service, "promote")["done"]
+    until(service, lambda now: len(now["versions"]) == 1)
+    assert [(404, None), (200, "2")] == [asked("1"), asked("2")]
 
 
 @pytest.mark.slow
