@@ -144,7 +144,7 @@ def events(plan: Plan, name: str, node: Node) -> list[Row]:
     """What befalls a fleet as the formula plans it, simulated."""
     each = node.rate_within(math.inf, UTILISATION)
     rate, needed = FLEET * each, math.ceil(FLEET)
-    seconds = CALM_S if plan.quick else 3 * CALM_S
+    seconds = 1.5 * CALM_S if plan.quick else 3 * CALM_S
 
     def lose(env: object, fleet: Fleet) -> Acts:
         yield fleet.env.timeout(CALM_S)

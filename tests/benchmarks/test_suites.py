@@ -117,6 +117,27 @@ def test_bulk(tmp_path: Path, models: Path) -> None:
     assert all(row["images_per_s"] > 0 for row in rows)
 
 
+def test_nodes(tmp_path: Path, models: Path) -> None:
+    rows = measured("nodes", tmp_path, models)
+    ways = [(row["way"], row["connections"]) for row in rows if row["what"] == "latency"]
+    (lost,) = [row for row in rows if row["what"] == "kill"]
+
+    assert [("one service", 1), ("one service", 16), ("Ray, 2 replicas", 1), ("Ray, 2 replicas", 16)] == ways
+    assert ["node lost"] == [mark["name"] for mark in lost["marks"]]
+    assert (0, 0, "one") == (lost["lost"], lost["wrong"], lost["version"])
+    assert [2, 1] == [count for _, count in lost["replicas"]][:2]
+
+
+def test_capacity(tmp_path: Path, models: Path) -> None:
+    rows = measured("capacity", tmp_path, models)
+    held = [row for row in rows if row["what"] == "held"]
+
+    assert [0.5, 0.7] == [row["share"] for row in held]
+    assert all((0, 0) == (row["lost"], row["wrong"]) and row["simulated_p99_ms"] > 0 for row in held)
+    assert 15 == len([row for row in rows if row["what"] == "plan"])
+    assert 6 == len([row for row in rows if row["what"] == "event"])
+
+
 def test_compilers(tmp_path: Path, models: Path) -> None:
     rows = measured("compilers", tmp_path, models)
 
