@@ -12,7 +12,6 @@ deploy/ray/serve.yaml is a configuration to start from; docs/ray.md tells when t
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any, cast
@@ -39,6 +38,7 @@ from service.model import Model
 from service.protocol import LATE_BODY
 from service.routes import ready
 from service.settings import ADMIN_KEYS_VARIABLE, Settings, SettingsError
+from service.versions import Version
 
 # Of a service with processes, connections and versions of its own, which here are Ray's.
 NOT_HERE = {
@@ -144,7 +144,9 @@ class Door:
         else:
             await self.front.boundary(scope, receive, send_once_named)
 
-    async def predict(self, endpoint: Endpoint, version: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    async def predict(
+        self, endpoint: Endpoint, version: Version | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Let a call have the body as it comes, and send what it replies."""
         replied: asyncio.Future[tuple[int, str, bytes]] = asyncio.get_running_loop().create_future()
 
@@ -156,34 +158,39 @@ class Door:
         call = Call(endpoint, headers, scope["query_string"], reply, version)
         try:
             call.begin()
-            await self.receive(call, replied, receive)
+            if not await received(call, replied, receive):
+                call.leave()
+                return
             status, head, body = await replied
         except asyncio.CancelledError:  # by Ray, because the client has left
-            call.leave()
+            if not replied.done():
+                call.leave()
             raise
         lines = [line.partition(": ") for line in head.split("\r\n")[:-1]]
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, _, value in lines]
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
 
-    async def receive(self, call: Call, replied: "asyncio.Future[Any]", receive: Receive) -> None:
-        """Take the body until it is whole or refused."""
-        body, more = bytearray(), True
-        while more and not replied.done():
-            try:
-                async with asyncio.timeout(call.deadline - monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                call.refuse(DeadlineExceeded(LATE_BODY))
-                return
-            if message["type"] == "http.disconnect":
-                raise asyncio.CancelledError
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if more:
-                call.growing(len(body))
-        if not replied.done():
-            call.complete(bytes(body))
+
+async def received(call: Call, replied: "asyncio.Future[Any]", receive: Receive) -> bool:
+    """Give a call its body until that is whole or refused; whether the client is still there."""
+    body, more = bytearray(), True
+    while more and not replied.done():
+        try:
+            async with asyncio.timeout(call.deadline - monotonic()):
+                message = await receive()
+        except TimeoutError:
+            call.refuse(DeadlineExceeded(LATE_BODY))
+            break
+        if message["type"] == "http.disconnect":
+            return False
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if more:
+            call.growing(len(body))
+    if not replied.done():
+        call.complete(bytes(body))
+    return True
 
 
 async def lifespan(receive: Receive, send: Send, front: Front) -> None:
@@ -202,6 +209,5 @@ def tell_ray(scrape: Scrape) -> None:
             for sample in family.samples:
                 if sample.name not in made:
                     made[sample.name] = Gauge(sample.name, family.documentation, tuple(sample.labels))
-                with suppress(ValueError):
-                    made[sample.name].set(sample.value, sample.labels)
+                made[sample.name].set(sample.value, sample.labels)
         sleep(TELL_S)

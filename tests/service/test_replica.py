@@ -1,10 +1,13 @@
 """The service on Ray: all that is asked of our own HTTP process is asked again, and what Ray alone has."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
+import requests
 
 from models.errors import ArtifactError
 from service.settings import SettingsError
@@ -44,6 +47,22 @@ def test_a_replica_counts_as_a_service_does(service: Service) -> None:
 
 def test_a_replica_uses_the_cores_that_ray_gives_it(service: Service) -> None:
     assert re.match("1 ", service.get("/info").json()["optimisation_steps"]["threads"])
+
+
+def test_rays_agents_show_what_a_replica_counts(service: Service) -> None:
+    predictions(service.post(noise()))
+    told = json.loads((service.stderr.parent / "prom_metrics_service_discovery.json").read_text())
+    urls = [f"http://{target}/metrics" for group in told for target in group["targets"]]
+    deadline = monotonic() + 60
+    while monotonic() < deadline:
+        text = "".join(requests.get(url, timeout=10).text for url in urls)
+        counted = re.findall(r"^ray_darkroom_images_total{.*} (\S+)$", text, re.MULTILINE)
+        if counted and float(counted[0]) == service.sample("darkroom_images_total"):
+            break
+
+    assert [service.sample("darkroom_images_total")] == [float(count) for count in counted]
+    assert re.search(r'^ray_darkroom_requests_total{.*route="/predict".*status="200".*}', text, re.MULTILINE)
+    assert re.search(r"^ray_darkroom_request_duration_seconds_bucket{.*le=", text, re.MULTILINE)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's, when it is imported
