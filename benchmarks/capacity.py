@@ -169,7 +169,7 @@ def events(plan: Plan, name: str, node: Node) -> list[Row]:
         {"what": "event", "workload": name, "event": event, "machines": count, "most": fleet.most, "rate": rate}
         | {"p50_ms": 1000 * percentile(fleet.latencies, 0.5), "p99_ms": 1000 * percentile(fleet.latencies, 0.99)}
         | {"longest_ms": 1000 * max(fleet.latencies), "refused": fleet.refused}
-        | {"formula_p99_ms": 1000 * node.p99(rate / count)}
+        | ({"formula_p99_ms": 1000 * node.p99(rate / count)} if count >= needed else {})
         for event, count, fleet in cases
     ]
 
@@ -204,7 +204,7 @@ def event_table(node: Row, rows: list[Row]) -> Table:
     """What was simulated of a fleet."""
     columns = ("simulated", "machines", "at most", "p50 ms", "p99 ms", "longest", "p99 by the formula", "refused")
     names = ("machines", "most", "p50_ms", "p99_ms", "longest_ms", "formula_p99_ms", "refused")
-    cells = [[row["event"], *(number(row[name]) for name in names)] for row in rows]
+    cells = [[row["event"], *(number(row[name]) if name in row else "-" for name in names)] for row in rows]
     return Table(f"{node['workload']}: what befalls a fleet at {number(rows[0]['rate'])} a second", columns, cells)
 
 

@@ -49,9 +49,10 @@ class Node:
 
     def kill(self) -> None:
         """As if its machine were lost: all processes at once, by SIGKILL."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        while pids := self.processes():  # until nobody is left to start another
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def pss_mib(self) -> float:
         """Memory of all its processes, what several share counted once, in MiB."""
@@ -126,10 +127,22 @@ def ip(*arguments: str) -> str:
     return done.stdout
 
 
+def clear() -> None:
+    """End what a run left that was killed itself."""
+    left = ip("netns", "list").split()
+    for number in range(1, 10):
+        if (node := Node(number)).name in left:
+            node.kill()
+            ip("netns", "del", node.name)
+    if Path("/sys/class/net", BRIDGE).exists():
+        ip("link", "del", BRIDGE)
+
+
 @contextmanager
 def networks(count: int) -> Iterator[list[Node]]:
     """Namespaces on a bridge, which this process is on too."""
     nodes = [Node(number + 1) for number in range(count)]
+    clear()
     with ExitStack() as stack:
         ip("link", "add", BRIDGE, "type", "bridge")
         stack.callback(ip, "link", "del", BRIDGE)

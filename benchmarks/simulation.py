@@ -30,7 +30,6 @@ import simpy
 ROUNDS = 200  # of the fixed point n = r * cycle(n)
 QUANTILE = 2.33  # of the normal distribution, for 99 %
 STEEPEST = 0.999  # growth that is taken for; at 1 a batch would have no end
-DRAIN_S = 60.0  # after the last arrival
 LOOK_S = 1.0  # between two decisions about how many nodes there should be
 Acts = Generator[simpy.Event, Any, None]
 
@@ -189,7 +188,8 @@ def simulate(
     env.process(arrive())
     for act in acts:
         env.process(act(env, fleet))
-    env.run(until=arrivals[-1] + DRAIN_S)
+    while len(fleet.latencies) + fleet.refused < len(arrivals):
+        env.run(until=env.now + LOOK_S)
     return fleet
 
 

@@ -10,6 +10,7 @@ deploy/ray/serve.yaml is a configuration to start from; docs/ray.md tells when t
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Mapping, Sequence
 from threading import Thread
@@ -17,6 +18,7 @@ from time import monotonic, sleep
 from typing import Any, cast
 
 import ray
+from prometheus_client import CollectorRegistry
 from ray import serve
 from ray.util.metrics import Gauge
 from starlette.applications import Starlette
@@ -26,14 +28,14 @@ from models import cores
 from service import keys, logs, settings
 from service.batching import Pipeline
 from service.board import READY
-from service.call import Call, Endpoint
+from service.call import LONGEST_TIMEOUT_MS, Call, Endpoint
 from service.crew import Berth, Crew
 from service.edition import Found, look_for_models
 from service.errors import DeadlineExceeded
 from service.front import Front
 from service.keys import Keys
 from service.loading import load
-from service.metrics import Metrics, Scrape
+from service.metrics import Metrics
 from service.model import Model
 from service.protocol import LATE_BODY
 from service.routes import ready
@@ -46,7 +48,8 @@ NOT_HERE = {
     *("header_timeout_ms", "body_timeout_ms", "admin_keys_file", "feedback", "keep_images", "keep_bytes", "keep_days"),
     *("drift_window_s", "tracing"),
 }
-MOST_ONGOING = 256  # requests of one replica, unless the configuration says otherwise
+OF_THE_IMAGE = {"host"}  # which the container sets for the other server
+BEYOND = 64  # requests that Ray sends a replica beyond its capacity, so that it refuses them itself
 HEALTH_S = 2.0
 TELL_S = 2.0
 
@@ -57,13 +60,19 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     Raises:
         SettingsError, ArtifactError: one is unknown, out of range or Ray's to decide; or there is no such model.
     """
-    if wrong := sorted(NOT_HERE & {*args}):
-        raise SettingsError(f"{', '.join(wrong)}: not a setting of a replica; see docs/ray.md")
-    if ADMIN_KEYS_VARIABLE in os.environ:
-        raise SettingsError(f"{ADMIN_KEYS_VARIABLE}: versions are changed by a new configuration here; see docs/ray.md")
+    settings.refuse_unknown(os.environ)
     made = settings.made(**args)
+    wrong = NOT_HERE & (made.model_fields_set - OF_THE_IMAGE | {*args})
+    if wrong or ADMIN_KEYS_VARIABLE in os.environ:
+        names = ", ".join(sorted(wrong) or [ADMIN_KEYS_VARIABLE])
+        raise SettingsError(f"{names}: not a setting of a replica; see docs/ray.md")
+    if "," in made.device:
+        raise SettingsError(f"--device {made.device}: a replica has one device; see docs/ray.md")
     deployment: Any = serve.deployment(
-        serve.ingress()(Replica), max_ongoing_requests=MOST_ONGOING, health_check_period_s=HEALTH_S
+        serve.ingress()(Replica),
+        max_ongoing_requests=made.capacity + BEYOND,
+        health_check_period_s=HEALTH_S,
+        graceful_shutdown_timeout_s=LONGEST_TIMEOUT_MS / 1000,
     )
     return cast(serve.Application, deployment.bind(dict(args), look_for_models(made.model)))
 
@@ -86,7 +95,7 @@ class Replica:
             model.transport.phase = READY
             Thread(target=pipeline.run, args=(0,), name="pipeline", daemon=True).start()
         self.front.begin(0)
-        Thread(target=tell_ray, args=(self.front.scrape,), name="metrics", daemon=True).start()
+        Thread(target=tell_ray, args=(self.front.scrape.registry(),), name="metrics", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray sends requests to."""
@@ -106,7 +115,7 @@ def sharing(models: int) -> int:
     """How many models like one of this replica's share the node's cores: its part is what Ray has assigned."""
     context: Any = ray.get_runtime_context()
     assigned = float(context.get_assigned_resources().get("CPU", 0))
-    return max(1, int(cores.available() / max(1.0, assigned))) * models
+    return math.ceil(cores.available() / max(1.0, assigned)) * models
 
 
 def pipeline_of(model: Model, settings: Settings, sharing: int) -> Pipeline:
@@ -132,6 +141,11 @@ class Door:
         if scope["type"] == "lifespan":
             await lifespan(receive, send, self.front)
             return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
+        # The application's prefix, which Ray leaves in the path, is nothing to routes and labels.
+        scope = {**scope, "path": scope["path"].removeprefix(scope.get("root_path", "")), "root_path": ""}
 
         async def send_once_named(message: Message) -> None:
             if "headers" in message:  # Ray adds the request's id, which it has given or passed on
@@ -162,8 +176,8 @@ class Door:
                 call.leave()
                 return
             status, head, body = await replied
-        except asyncio.CancelledError:  # by Ray, because the client has left
-            if not replied.done():
+        except BaseException:  # Ray cancels when the client has left, or fails when its proxy has
+            if replied.cancelled() or not replied.done():
                 call.leave()
             raise
         lines = [line.partition(": ") for line in head.split("\r\n")[:-1]]
@@ -186,8 +200,7 @@ async def received(call: Call, replied: "asyncio.Future[Any]", receive: Receive)
             return False
         body += message.get("body", b"")
         more = message.get("more_body", False)
-        if more:
-            call.growing(len(body))
+        call.growing(len(body))
     if not replied.done():
         call.complete(bytes(body))
     return True
@@ -201,11 +214,11 @@ async def lifespan(receive: Receive, send: Send, front: Front) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-def tell_ray(scrape: Scrape) -> None:
+def tell_ray(counted: CollectorRegistry) -> None:
     """Let Ray's agents show what this replica counts: `ray_darkroom_...`, each replica apart."""
     made: dict[str, Gauge] = {}
     while True:
-        for family in scrape.collect():
+        for family in counted.collect():
             for sample in family.samples:
                 if sample.name not in made:
                     made[sample.name] = Gauge(sample.name, family.documentation, tuple(sample.labels))

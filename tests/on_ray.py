@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -27,10 +28,18 @@ CONFIGURATION = Path("deploy/ray/serve.yaml")
 
 
 def configuration(model: Path, port: int, **changes: Any) -> dict[str, Any]:
-    """The configuration that we ship, for this model on this port, with `changes` of the service's settings."""
+    """The configuration that we ship, for this model on this port, with `changes` of the service's settings.
+
+    Beside it another application has the folder's models, if there are any, at `/several`, and waits for full batches.
+    """
     made: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
     made["http_options"] |= {"host": "127.0.0.1", "port": port}
-    made["applications"][0]["args"] |= {"model": str(model)} | changes
+    (first,) = made["applications"]
+    first["args"] |= {"model": str(model)} | changes
+    several = model.parent / "several"
+    if several.is_dir():
+        args = {"model": str(several), "max_delay_ms": 500}
+        made["applications"].append(deepcopy(first) | {"name": "several", "route_prefix": "/several", "args": args})
     return made
 
 

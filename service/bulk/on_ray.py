@@ -15,7 +15,7 @@ from service.bulk.images import Input, look
 from service.bulk.rows import Row, Rows
 from service.bulk.scoring import Task, batches_of, scorer_of
 
-CHUNK = 256  # images that go to an actor together, so that it reads them in one go
+CHUNK = 256  # images that an actor takes and gives back together, so many are done twice at most by each after a kill
 
 
 def scored(order: Namespace, manifest: Manifest, found: Input, first: int) -> Rows:
@@ -32,31 +32,44 @@ def scored(order: Namespace, manifest: Manifest, found: Input, first: int) -> Ro
         from ray.data import ActorPoolStrategy, DataContext
     except ImportError:
         raise Mistake("--ray needs Ray: pip install 'darkroom[ray]'") from None
-    order = Namespace(**vars(order) | {"input": order.input.resolve(), "model": order.model.resolve()})
-    ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if ":" in order.device:
+        raise Mistake(f"--device {order.device}: which of its GPUs is Ray's to decide; say cuda")
+    order = Namespace(**vars(order) | {"input": order.input.absolute(), "model": order.model.absolute()})
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise Mistake(f"Ray: {last_line(error)}") from None
     try:
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(there.get("GPU", 0)) if order.device != "cpu" else 0
+        if order.device == "cuda" and not gpus:
+            raise Mistake("--device cuda: this cluster has no GPU")
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         for name in ("ray.data", "ray.data.dataset"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        numbers = ray.data.range(found.count - first)
+        count = found.count - first
+        numbers = ray.data.range(count, override_num_blocks=-(-count // CHUNK))
         rows = numbers.map_batches(
             Actor,
             fn_constructor_args=(order, manifest, found.identity, first, bool(gpus)),
             batch_size=CHUNK,
-            compute=ActorPoolStrategy(min_size=1, max_size=max(1, gpus or int(there["CPU"]) - 1)),
+            compute=ActorPoolStrategy(min_size=1, max_size=max(1, gpus or int(there.get("CPU", 0)) - 1)),
             num_cpus=0 if gpus else 1,
             num_gpus=1 if gpus else 0,
         )
         for batch in rows.iter_batches(batch_size=None):
             yield [pickle.loads(row) for row in batch["row"]]
     except ray.exceptions.RayError as error:
-        raise Mistake(f"{str(error).strip().rpartition(chr(10))[2]}; the same command goes on") from None
+        raise Mistake(f"{last_line(error)}; the same command goes on") from None
     finally:
         ray.shutdown()
+
+
+def last_line(error: Exception) -> str:
+    """What happened, without where in Ray."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 class Actor:
@@ -70,7 +83,7 @@ class Actor:
         """
         self.found, self.first, self.most = look(order.input, order.column), first, order.max_batch_size
         if self.found.identity != identity:
-            raise Mistake(f"{order.input}: a node sees other images there; all need the same files")
+            raise Mistake(f"{order.input}: a node sees other names there; all need the same files")
         device, sharing = ("cuda", 1) if on_gpu else ("cpu", cores.available())
         self.scorer = scorer_of(Task(order.model, manifest, device, order.dtype, self.most, sharing))
 

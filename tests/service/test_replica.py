@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -11,7 +12,7 @@ import requests
 
 from models.errors import ArtifactError
 from service.settings import SettingsError
-from tests import on_ray
+from tests import artifacts, on_ray
 from tests.pictures import noise
 from tests.running import Service, predictions
 from tests.service.test_open_inference import *  # noqa: F403
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def service(model: Path) -> Iterator[Service]:
+    for name in "cats", "dogs":
+        artifacts.save(model.parent / "several" / name / "1.pt", name=name)
     with on_ray.serving(model, max_body_bytes=200_000, max_pixels=1_000_000, max_images=4) as started:
         yield started
 
@@ -43,6 +46,35 @@ def test_a_replica_counts_as_a_service_does(service: Service) -> None:
 
     assert before + 20 == service.sample("darkroom_images_total")
     assert 0 == service.sample("darkroom_requests_in_flight", route="/predict")
+
+
+def test_an_application_behind_a_prefix_answers_there_for_each_of_its_models(service: Service) -> None:
+    answers = {name: service.post(noise(), f"/several/predict/{name}") for name in ("cats", "dogs", "birds")}
+
+    assert [200, 200, 404] == [reply.status_code for reply in answers.values()]
+    assert ["cats", "dogs"] == [answers[name].json()["model"]["name"] for name in ("cats", "dogs")]
+    assert "cats, dogs" in service.post(noise(), "/several/predict").json()["detail"]
+    assert 200 == service.get("/several/health").status_code
+    assert {"cats", "dogs"} == service.get("/several/info").json()["models"].keys()
+    assert 'route="/predict",status="200"' in service.get("/several/metrics").text
+
+
+def test_who_leaves_a_replica_is_counted_and_predicted_for_no_more(service: Service) -> None:
+    def left() -> float:
+        text = service.get("/several/metrics").text
+        return sum(map(float, re.findall(r"^darkroom_client_disconnects_total{.*} (\S+)$", text, re.MULTILINE)))
+
+    host, port = service.url.removeprefix("http://").split(":")
+    body, before, deadline = noise(), left(), monotonic() + 30
+    with socket.create_connection((host, int(port))) as client:
+        head = b"POST /several/predict/cats HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        client.sendall(head + body)
+    while left() == before:
+        assert monotonic() < deadline
+
+    assert before + 1 == left()
+    assert 200 == service.post(body, "/several/predict/cats").status_code
+    assert "darkroom_requests_in_flight 1.0" not in service.get("/several/metrics").text
 
 
 def test_a_replica_uses_the_cores_that_ray_gives_it(service: Service) -> None:
@@ -67,11 +99,32 @@ def test_rays_agents_show_what_a_replica_counts(service: Service) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's, when it is imported
 @pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("DARKROOM_MAX_BODY_BYTE", "unknown variable DARKROOM_MAX_BODY_BYTE"),
+        ("DARKROOM_HTTP_PROCESSES", "http_processes: not a setting of a replica"),
+        ("DARKROOM_ADMIN_KEYS", "DARKROOM_ADMIN_KEYS: not a setting of a replica"),
+    ],
+)
+def test_a_wrong_variable_stops_the_deployment(
+    model: Path, variable: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.replica import app
+
+    monkeypatch.setenv(variable, "4")
+    monkeypatch.setenv("DARKROOM_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError, match=said):
+        app({"model": str(model)})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's, when it is imported
+@pytest.mark.parametrize(
     ("args", "said"),
     [
         ({"model": "{model}", "max_bach_size": 8}, "--max-bach-size .*not permitted"),
         ({"model": "{model}", "max_batch_size": 0}, "--max-batch-size .*greater than or equal to 1"),
         ({"model": "{model}", "workers": 2}, "workers: not a setting of a replica"),
+        ({"model": "{model}", "device": "cuda:0,1"}, "a replica has one device"),
         ({}, "--model"),
         ({"model": "missing.pt"}, "missing.pt"),
     ],
