@@ -84,6 +84,24 @@ def deprecated_but_chosen() -> Any:
 
 
 def save(
+    path: Path, classifier: Classifier, *, validation: Validation | None = None, device: str = "cpu", **known: Any
+) -> Manifest:
+    """Write the artifact and put it at `path` once it is proved; a failure leaves what was there before.
+
+    `known` is what `write` takes. The proof runs on `device`, as the trainer did.
+
+    Raises:
+        ArtifactError: the written file does not answer as the classifier does.
+        ValueError: the manifest's fields are not valid.
+    """
+    with archive.replacing(path) as temporary:
+        manifest, answers = write(temporary, classifier, **known)
+        load(temporary)
+        prove(temporary, answers, validation, device)
+    return manifest
+
+
+def write(
     path: Path,
     classifier: Classifier,
     *,
@@ -91,16 +109,11 @@ def save(
     classes: Sequence[str],
     architecture: Architecture,
     version: str | None = None,
-    validation: Validation | None = None,
-    device: str = "cpu",
     **known: Any,
-) -> Manifest:
-    """Write the artifact and put it at `path` once it is proved; a failure leaves what was there before.
-
-    `known` are further manifest fields (recipe, metrics, ...). The proof runs on `device`, as the trainer did.
+) -> tuple[Manifest, Goldens]:
+    """Write the artifact, not proved yet; `known` are further manifest fields (recipe, metrics, ...).
 
     Raises:
-        ArtifactError: the written file does not answer as the classifier does.
         ValueError: the manifest's fields are not valid.
     """
     classifier = deepcopy(classifier).cpu().float().eval()
@@ -132,11 +145,8 @@ def save(
         WEIGHTS_FILE: weights.getvalue(),
         CARD_FILE: card(manifest).encode(),
     }
-    with archive.replacing(path) as temporary:
-        temporary.write_bytes(archive.seal(archive.with_extra_files(saved, extra)))
-        load(temporary)
-        prove(temporary, answers, validation, device)
-    return manifest
+    path.write_bytes(archive.seal(archive.with_extra_files(saved, extra)))
+    return manifest, answers
 
 
 def prove(path: Path, answers: Goldens, validation: Validation | None, device: str) -> None:

@@ -1,4 +1,4 @@
-"""Small artifacts for tests, saved by the real code."""
+"""Small artifacts for tests, written by the real code."""
 
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,23 @@ def always(index: int, classes: int = len(CLASSES)) -> Classifier:
     return network
 
 
+def write(path: Path, network: str = "simple_cnn", model: Classifier | None = None, **known: Any) -> Manifest:
+    """An artifact of a seeded, untrained `network` for ten classes, or of `model`; not proved, which takes long."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest, _ = artifact.write(path, **made(network, model, known))
+    return manifest
+
+
 def save(path: Path, network: str = "simple_cnn", model: Classifier | None = None, **known: Any) -> Manifest:
-    """An artifact of a seeded, untrained `network` for ten classes, or of `model`."""
+    """The same, proved by a process of its own."""
+    return artifact.save(path, **made(network, model, known))
+
+
+def made(network: str, model: Classifier | None, known: dict[str, Any]) -> dict[str, Any]:
+    """What such an artifact is of."""
     torch.manual_seed(0)
     known = {"name": "test", "classes": CLASSES} | known
-    made = model or sure(classifier(network, len(known["classes"])))
     assert model is not None or network in ARCHITECTURES
     architecture = Architecture(name=network, arguments={"num_classes": len(known["classes"])})
-    return artifact.save(path, made, architecture=architecture, **known)
+    network_itself = model or sure(classifier(network, len(known["classes"])))
+    return known | {"classifier": network_itself, "architecture": architecture}

@@ -32,7 +32,7 @@ def test_data() -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact file; read, never written."""
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    artifacts.save(path)
+    artifacts.write(path)
     return path
 
 

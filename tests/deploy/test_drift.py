@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Path:
     with torch.no_grad():
         best = made(pixels).max(1)
     like = statistics(best.indices, best.values, 10, InMemory(pixels, labels), Images(pixels, labels))
-    artifacts.save(tmp_path / "model.pt", "compact_cnn", made, classes=shapes10.CLASSES, validation_statistics=like)
+    artifacts.write(tmp_path / "model.pt", "compact_cnn", made, classes=shapes10.CLASSES, validation_statistics=like)
     return tmp_path / "model.pt"
 
 

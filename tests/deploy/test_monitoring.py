@@ -89,7 +89,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed: make system")
     folder = tmp_path_factory.mktemp("prometheus")
-    artifacts.save(folder / "model.pt", validation_statistics=LIKE)
+    artifacts.write(folder / "model.pt", validation_statistics=LIKE)
     flags = "--http-processes", "2", "--workers", "2", "--drift-window-s", "300"
     with running.serving(folder / "model.pt", *flags) as service, prometheus(folder, service) as url:
         found = Watched(service, url, Counter())

@@ -98,7 +98,7 @@ def admin() -> Iterator[Path]:
 
 @pytest.fixture
 def balanced(tmp_path: Path, admin: Path) -> Iterator[Balanced]:
-    artifacts.save(tmp_path / "model.pt")
+    artifacts.write(tmp_path / "model.pt")
     with ExitStack() as stack:
         replicas = [stack.enter_context(running.serving(tmp_path / "model.pt")) for _ in range(2)]
         with socket.create_server(("127.0.0.1", 0)) as held:

@@ -14,7 +14,7 @@ from tests import artifacts
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact file; read, never written."""
     path = tmp_path_factory.mktemp("artifact") / "model.pt"
-    artifacts.save(path)
+    artifacts.write(path)
     return path
 
 

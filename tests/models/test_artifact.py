@@ -96,9 +96,9 @@ def test_it_names_no_path_of_the_machine_it_was_made_on(saved: Path) -> None:
 
 @pytest.mark.slow
 def test_equal_models_have_equal_digests_and_other_weights_another(tmp_path: Path) -> None:
-    first, again = artifacts.save(tmp_path / "a.pt"), artifacts.save(tmp_path / "b.pt")
+    first, again = artifacts.write(tmp_path / "a.pt"), artifacts.write(tmp_path / "b.pt")
     torch.manual_seed(1)
-    other = artifacts.save(tmp_path / "c.pt", model=classifier("simple_cnn", 10))
+    other = artifacts.write(tmp_path / "c.pt", model=classifier("simple_cnn", 10))
 
     assert first.digest == again.digest != other.digest
 
@@ -303,7 +303,7 @@ def test_a_model_that_answers_differently_once_scripted_is_never_published(tmp_p
 @pytest.mark.slow
 def test_the_digest_does_not_depend_on_the_process(tmp_path: Path) -> None:
     script = "from pathlib import Path; from tests import artifacts; import sys\n"
-    script += "print(artifacts.save(Path(sys.argv[1]), 'compact_cnn').digest)"
+    script += "print(artifacts.write(Path(sys.argv[1]), 'compact_cnn').digest)"
     digests = {
         subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "model.pt")],

@@ -141,7 +141,7 @@ def test_a_decoded_row_is_what_the_artifacts_preprocessing_gives(plain: Engine, 
 @pytest.mark.slow
 def test_a_picture_of_the_models_size_is_cropped_where_the_model_crops(tmp_path: Path) -> None:
     cropping = Classifier(SimpleCNN(10), input_size=32, crop=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    artifacts.save(tmp_path / "model.pt", model=artifacts.sure(cropping))
+    artifacts.write(tmp_path / "model.pt", model=artifacts.sure(cropping))
     loaded = artifact.load(tmp_path / "model.pt")
     cropped = Engine(loaded, CPU, "fp32", 1, 1, loaded.module, Sharing(1))
     out = cropped.rows(1)[0]

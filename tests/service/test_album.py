@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_used_stops_the_start(model: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "__own", "x" * 300])
 def test_a_class_that_no_folder_can_be_called_stops_the_start(tmp_path: Path, name: str) -> None:
-    artifacts.save(tmp_path / "model.pt", classes=("class-1", name))
+    artifacts.write(tmp_path / "model.pt", classes=("class-1", name))
     finished = running.run("--model", str(tmp_path / "model.pt"), "--keep-images", str(tmp_path / "kept"))
 
     assert 2 == finished.returncode

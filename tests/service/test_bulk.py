@@ -191,7 +191,7 @@ def test_another_job_does_not_go_on_in_its_folder(
     photos: Path, scored: Path, model: Path, tmp_path: Path, change: Callable[[list[Any], Path], list[Any]], told: str
 ) -> None:
     (photos.parent / "one.txt").write_text("a.jpg\n")
-    artifacts.save(tmp_path / "other.pt", "compact_cnn")
+    artifacts.write(tmp_path / "other.pt", "compact_cnn")
     order = change([photos, scored, "--model", model], tmp_path / "other.pt")
     done = bulk(*([*order, "--rows", 16] if "--rows" not in order else order))
 

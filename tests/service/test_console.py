@@ -20,8 +20,8 @@ def models(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("models")
-    artifacts.save(folder / "1.pt", version="1")
-    artifacts.save(folder / "2.pt", version="2")
+    artifacts.write(folder / "1.pt", version="1")
+    artifacts.write(folder / "2.pt", version="2")
     with serving(folder / "1.pt", DARKROOM_ADMIN_KEYS="first,second") as running:
         yield running
 

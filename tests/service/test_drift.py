@@ -119,7 +119,7 @@ def test_a_statistic_over_other_bins_is_left_out_and_that_is_said(caplog: pytest
 
 
 def test_every_process_tells_the_drift_of_all_images(tmp_path: Path) -> None:
-    manifest = artifacts.save(tmp_path / "model.pt", validation_statistics=EXPECTED)
+    manifest = artifacts.write(tmp_path / "model.pt", validation_statistics=EXPECTED)
     assert EXPECTED == manifest.validation_statistics
     with running.serving(tmp_path / "model.pt", "--http-processes", "2", "--drift-window-s", "120") as service:
         for seed in range(300):

@@ -62,7 +62,7 @@ class Thorough(nn.Module):
 def burdened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     path: Path = tmp_path_factory.mktemp("burdened") / "model.pt"
     model = Classifier(Burdened(), input_size=32, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    artifacts.save(path, model=model, classes=("bright", "dark"))
+    artifacts.write(path, model=model, classes=("bright", "dark"))
     with serving(path, "--max-delay-ms", "1000", "--max-batch-size", "8") as service:
         yield service
 
@@ -95,7 +95,7 @@ def test_a_worker_that_finds_another_artifact_in_its_files_place_does_not_serve_
     path = tmp_path / "model.pt"
     copy(model, path)
     with serving(path) as service:
-        artifacts.save(path, classes=[f"another-{index}" for index in range(10)])
+        artifacts.write(path, classes=[f"another-{index}" for index in range(10)])
         os.kill(worker_of(service), signal.SIGKILL)
 
         assert 503 == wait_for_refusal(service)
@@ -173,7 +173,7 @@ def test_a_service_that_was_paused_as_a_whole_goes_on_with_the_same_worker(model
 def test_a_service_that_was_paused_within_a_pass_goes_on_with_it(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     model = Classifier(Thorough(), input_size=32, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    artifacts.save(path, model=model, classes=("bright", "dark"))
+    artifacts.write(path, model=model, classes=("bright", "dark"))
     with serving(path) as service, ThreadPoolExecutor(1) as pool:
         before = worker_of(service)
         reply = pool.submit(service.post, WHITE)

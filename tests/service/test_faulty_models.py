@@ -35,7 +35,7 @@ class Faulty(nn.Module):
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     path: Path = tmp_path_factory.mktemp("faulty") / "model.pt"
     model = Classifier(Faulty(), input_size=32, crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    artifacts.save(path, model=model, classes=("bright", "dark"))
+    artifacts.write(path, model=model, classes=("bright", "dark"))
     with serving(path, "--max-delay-ms", "300") as service:
         yield service
 

@@ -33,7 +33,7 @@ def patient(model: Path) -> Iterator[Service]:
 
 
 def test_the_banners_curl_line_names_the_sample_beside_the_model(tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "model.pt")
+    artifacts.write(tmp_path / "model.pt")
     (tmp_path / "sample.png").write_bytes(noise())
     with serving(tmp_path / "model.pt") as service:
         curl = service.banner.splitlines()[1].split()

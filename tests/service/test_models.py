@@ -34,11 +34,11 @@ PATIENCE_S = 60
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, one of them in two versions."""
     made = tmp_path_factory.mktemp("models")
-    artifacts.save(made / "shapes" / "1.pt", model=artifacts.always(1, 10), version="1", name="shapes")
-    artifacts.save(
+    artifacts.write(made / "shapes" / "1.pt", model=artifacts.always(1, 10), version="1", name="shapes")
+    artifacts.write(
         made / "letters" / "1.pt", model=artifacts.always(0, 3), version="1", name="letters", classes=LETTERS
     )
-    artifacts.save(
+    artifacts.write(
         made / "letters" / "2.pt", model=artifacts.always(2, 3), version="2", name="letters", classes=LETTERS
     )
     (made / "letters" / "current").write_text("1")

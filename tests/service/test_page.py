@@ -55,7 +55,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     path = tmp_path_factory.mktemp("page") / "model.pt"
     torch.manual_seed(0)
     model = artifacts.sure(classifier("simple_cnn", len(CLASSES)))
-    artifacts.save(path, model=model, classes=CLASSES, unknown_threshold=THRESHOLD)
+    artifacts.write(path, model=model, classes=CLASSES, unknown_threshold=THRESHOLD)
     with running.serving(path, "--max-body-bytes", "2000000") as service:
         yield service
 
@@ -243,7 +243,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(page: Page) -> None:
 
 
 def test_without_a_service_the_page_says_so_and_tries_again(context: BrowserContext, tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "model.pt")
+    artifacts.write(tmp_path / "model.pt")
     with running.serving(tmp_path / "model.pt") as service:
         page = context.new_page()
         page.goto(service.url)
@@ -257,7 +257,7 @@ def test_without_a_service_the_page_says_so_and_tries_again(context: BrowserCont
 
 
 def test_a_key_is_asked_for_where_one_is_needed(context: BrowserContext, tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "model.pt")
+    artifacts.write(tmp_path / "model.pt")
     with running.serving(tmp_path / "model.pt", DARKROOM_API_KEYS="secret") as service:
         page = context.new_page()
         page.goto(service.url)
@@ -323,7 +323,7 @@ def test_the_policy_lets_nothing_in_but_the_pages_own_script(browser: Browser, s
 
 def test_a_name_with_markup_is_told_and_not_obeyed(context: BrowserContext, tmp_path: Path) -> None:
     name = '<img src=x onerror="window.broken = 1">'
-    artifacts.save(tmp_path / "model.pt", classes=(name, '</script><b>"', *(f"c{number}" for number in range(8))))
+    artifacts.write(tmp_path / "model.pt", classes=(name, '</script><b>"', *(f"c{number}" for number in range(8))))
     with running.serving(tmp_path / "model.pt") as service:
         page = context.new_page()
         page.goto(service.url)
@@ -339,7 +339,7 @@ def test_a_name_with_markup_is_told_and_not_obeyed(context: BrowserContext, tmp_
 
 def test_each_of_several_models_is_tried_on_its_own_page(context: BrowserContext, tmp_path: Path) -> None:
     for index, name in enumerate(("letters", "shapes")):
-        artifacts.save(tmp_path / name / "1.pt", model=artifacts.always(index, 2), name=name, classes=("a", "b"))
+        artifacts.write(tmp_path / name / "1.pt", model=artifacts.always(index, 2), name=name, classes=("a", "b"))
     with running.serving(tmp_path) as service:
         page = context.new_page()
         page.goto(service.url)

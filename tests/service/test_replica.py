@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def service(model: Path) -> Iterator[Service]:
     for name in "cats", "dogs":
-        artifacts.save(model.parent / "several" / name / "1.pt", name=name)
+        artifacts.write(model.parent / "several" / name / "1.pt", name=name)
     with on_ray.serving(model, max_body_bytes=200_000, max_pixels=1_000_000, max_images=4) as started:
         yield started
 

@@ -35,10 +35,10 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with versions of one model: good ones, and what cannot take over."""
     folder = tmp_path_factory.mktemp("versions") / "test"
     for index in (1, 2, 3):
-        artifacts.save(folder / f"{index}.pt", model=artifacts.always(index), version=str(index))
-    artifacts.save(folder / "again.pt", model=artifacts.always(3), version="1")
-    artifacts.save(folder / "stranger.pt", model=artifacts.always(1), version="9", name="stranger")
-    artifacts.save(folder / "classes.pt", model=artifacts.always(1), version="8", classes=artifacts.CLASSES[::-1])
+        artifacts.write(folder / f"{index}.pt", model=artifacts.always(index), version=str(index))
+    artifacts.write(folder / "again.pt", model=artifacts.always(3), version="1")
+    artifacts.write(folder / "stranger.pt", model=artifacts.always(1), version="9", name="stranger")
+    artifacts.write(folder / "classes.pt", model=artifacts.always(1), version="8", classes=artifacts.CLASSES[::-1])
     (folder / "damaged.pt").write_bytes((folder / "2.pt").read_bytes()[:-100])
     mistaken(folder / "2.pt", folder / "3.pt", folder / "mistaken.pt")
     return folder

@@ -121,7 +121,7 @@ def test_an_objective_that_cannot_be_met_is_told_in_the_log_and_the_service_serv
 
 @pytest.mark.slow
 def test_under_too_much_load_the_accepted_are_answered_in_the_order_of_the_objective(tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "model.pt", "squeezenet1_0")
+    artifacts.write(tmp_path / "model.pt", "squeezenet1_0")
     with running.serving(tmp_path / "model.pt", "--objective-p99-ms", str(OBJECTIVE_MS)) as service:
         expected = service.get("/info").json()["speed"]["images_per_second"]
         images = [Image(noise(1, (64, 64)))]

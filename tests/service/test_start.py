@@ -168,7 +168,7 @@ def test_a_missing_artifact_stops_the_start_with_advice(tmp_path: Path) -> None:
 def test_an_artifact_whose_goldens_fail_here_stops_the_start(tmp_path: Path) -> None:
     from tests.models.test_artifact import rewritten
 
-    artifacts.save(tmp_path / "good.pt")
+    artifacts.write(tmp_path / "good.pt")
 
     def change(members: dict[str, bytes]) -> None:
         from models.goldens import Goldens

@@ -58,8 +58,8 @@ def test_a_pointer_to_nothing_is_told(tmp_path: Path) -> None:
 
 
 def test_without_a_pointer_the_one_that_was_made_last_begins(tmp_path: Path) -> None:
-    artifacts.save(tmp_path / "photos" / "b.pt", version="b")
-    artifacts.save(tmp_path / "photos" / "a.pt", version="a")
+    artifacts.write(tmp_path / "photos" / "b.pt", version="b")
+    artifacts.write(tmp_path / "photos" / "a.pt", version="a")
 
     assert tmp_path / "photos" / "a.pt" == find(tmp_path)[0][1]
 
