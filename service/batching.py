@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from math import inf, sqrt
+from math import sqrt
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,13 +44,14 @@ from service.metrics import (
     Metrics,
 )
 from service.settings import Settings
+from service.steps import Steps
 from service.transport import CANARY, Answer, Item, Transport
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
 
 BEAT_S = 0.25
-LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most on an idle machine, or a pass; beyond it a thread hangs
+LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most, or a pass; beyond it a thread hangs
 FROZEN_S = 1.0  # without a beat: no thread of this process ran, as when a container is paused
 PASSES = 20  # how many passes of a slow model that must at least be
 
@@ -106,7 +107,7 @@ class Pipeline:
         self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
         self.worker = 0
         self.failing = False  # the model, on all that it had last
-        self.busy_since: dict[str, float] = {}  # by thread: when it took up what it is at
+        self.steps = Steps()
         self.pass_seconds = self.time_pass()
         self.threads = [
             threading.Thread(target=self.work, name=f"pipeline-{number}")
@@ -140,7 +141,7 @@ class Pipeline:
         """Show on the board that this process lives; end it when one of its threads hangs."""
         longest = self.patience
         now = awake_since = monotonic()
-        while now - max(awake_since, min(list(self.busy_since.values()), default=inf)) < longest:
+        while not self.steps.hang(now, awake_since, longest):
             self.transport.beat(self.worker)
             sleep(BEAT_S)
             before, now = now, monotonic()
@@ -154,17 +155,12 @@ class Pipeline:
         """How long a step may take, in seconds."""
         return max(LONGEST_STEP_S, PASSES * self.pass_seconds)
 
-    def busy(self) -> float:
-        """This thread takes something up; the time."""
-        now = self.busy_since[threading.current_thread().name] = monotonic()
-        return now
-
     @contextmanager
     def resting(self) -> Iterator[None]:
         """This thread waits for others, which are watched themselves: that is no step."""
-        self.busy_since.pop(threading.current_thread().name, None)
+        self.steps.end()
         yield
-        self.busy()
+        self.steps.begin()
 
     def work(self) -> None:
         """Receive, decode, predict; the end of one thread by a bug is the end of the worker."""
@@ -175,7 +171,7 @@ class Pipeline:
                         self.predict_waiting()
                     self.decode(item)
                 self.predict_waiting()
-                self.busy_since.pop(threading.current_thread().name, None)
+                self.steps.end()
         except BaseException:
             # Half a pipeline would keep requests and their room for ever.
             logger.critical("the worker failed", exc_info=True)
@@ -184,7 +180,7 @@ class Pipeline:
     def decode(self, item: Item) -> None:
         """Turn a body into pixels, or answer why not."""
         row = self.free_rows.get()
-        started = self.busy()
+        started = self.steps.begin()
         try:
             self.refuse_unwanted(item, started)
             formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
@@ -258,7 +254,7 @@ class Pipeline:
         """Predict and answer one batch; an image that the model fails on does not touch its neighbours."""
         counted = [number for number, image in enumerate(batch) if image.item.counted]
         self.metrics.add(QUEUE_DEPTH, n=-len(counted))
-        started = self.busy()
+        started = self.steps.begin()
         results = self.results(batch, max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
         self.failing = all(result in OF_THE_MODEL for result in results)

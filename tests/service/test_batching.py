@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
+from time import clock_gettime, monotonic, thread_time
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Decoded, Failure, Pipeline
 from service.metrics import Metrics
 from service.settings import Settings
+from service.steps import PROGRESS_S, Steps
 from service.transport import Item, Transport
 from tests.pictures import encode, noise
 
@@ -56,10 +57,10 @@ def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: 
 
     def decode() -> list[str]:
         """What is watched afterwards."""
-        pipeline.busy()
+        pipeline.steps.begin()
         begun.set()
         pipeline.engine.decode(large, FORMATS, MAX_PIXELS, row, pipeline.resting)
-        return list(pipeline.busy_since)
+        return list(pipeline.steps.by_thread)
 
     turns = [Turn() for _ in range(LARGE_AT_ONCE)]
     for turn in turns:
@@ -68,10 +69,40 @@ def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: 
         decoding = pool.submit(decode)
         begun.wait(SOON_S)
         deadline = monotonic() + SOON_S
-        while pipeline.busy_since:
+        while pipeline.steps.by_thread:
             assert monotonic() < deadline, "waiting counts as work"
         for turn in turns:
             with turn:
                 pass
 
         assert ["decoding_0"] == decoding.result(SOON_S)
+
+
+def test_a_thread_hangs_that_computes_or_waits_for_too_long_and_not_one_that_is_kept_from_the_cores() -> None:
+    steps, over, started = Steps(), threading.Event(), threading.Event()
+
+    def spin() -> None:
+        steps.begin()
+        started.set()
+        while not over.is_set():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(spin)
+        started.wait()
+        (step,) = steps.by_thread.values()
+        begun = monotonic()
+        while not steps.hang(monotonic(), begun, longest=0.2):
+            assert monotonic() < begun + SOON_S
+        used = clock_gettime(step.clock) - step.begun
+        over.set()
+
+    assert used >= 0.2, "computed for so long"
+    steps.begin()
+    step = steps.by_thread[threading.current_thread().name]
+    later = step.since + 10
+    assert not step.hangs(later, later - 0.1, longest=0.2), "the whole process stood still until just now"
+    assert step.hangs(later + 0.2, step.since, longest=0.2), "it has computed nothing"
+    while thread_time() - step.seen < 2 * PROGRESS_S:
+        pass
+    assert not step.hangs(later + 0.3, step.since, longest=0.2), "it got on, if slowly"
