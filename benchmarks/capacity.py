@@ -35,7 +35,7 @@ LOST = 0.05  # of the machines may be lost at once, one at least
 CORE_H = 0.05  # dollars for a core and an hour: an assumption, of the order of what clouds list
 NETWORK_GBITS = 10.0  # of a balancer's machine: an assumption
 BURST, BURST_S, START_S, CALM_S = 2.0, 10.0, 30.0, 20.0
-FLEET = 10.0  # times what one machine does, of the simulated plan
+FLEET = 10  # machines of the plan that is simulated
 
 HAPROXY = """
 global
@@ -143,7 +143,8 @@ def planned(measured: Row, node: Node, rate: float, p99: float) -> Row:
 def events(plan: Plan, name: str, node: Node) -> list[Row]:
     """What befalls a fleet as the formula plans it, simulated."""
     each = node.rate_within(math.inf, UTILISATION)
-    rate, needed = FLEET * each, math.ceil(FLEET)
+    needed = 2 if plan.quick else FLEET
+    rate = needed * each
     seconds = 1.5 * CALM_S if plan.quick else 3 * CALM_S
 
     def lose(env: object, fleet: Fleet) -> Acts:

@@ -1,5 +1,6 @@
 """Every suite for real, in little: real servers, real load, and what is written."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.command_line import SUITES
+from benchmarks.command_line import RESULTS, SUITES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wrk", "started_once")]
+BY_HAND = ("nodes", "compilers")  # a cluster of three nodes, and a C++ compiler at work: minutes each
 
 
 def measured(suite: str, folder: Path, models: Path, *flags: str) -> list[dict[str, Any]]:
@@ -117,17 +119,6 @@ def test_bulk(tmp_path: Path, models: Path) -> None:
     assert all(row["images_per_s"] > 0 for row in rows)
 
 
-def test_nodes(tmp_path: Path, models: Path) -> None:
-    rows = measured("nodes", tmp_path, models)
-    ways = [(row["way"], row["connections"]) for row in rows if row["what"] == "latency"]
-    (lost,) = [row for row in rows if row["what"] == "kill"]
-
-    assert [("one service", 1), ("one service", 16), ("Ray, 2 replicas", 1), ("Ray, 2 replicas", 16)] == ways
-    assert ["node lost"] == [mark["name"] for mark in lost["marks"]]
-    assert (0, 0, "one") == (lost["lost"], lost["wrong"], lost["version"])
-    assert [2, 1] == [count for _, count in lost["replicas"]][:2]
-
-
 def test_capacity(tmp_path: Path, models: Path) -> None:
     rows = measured("capacity", tmp_path, models)
     held = [row for row in rows if row["what"] == "held"]
@@ -138,13 +129,15 @@ def test_capacity(tmp_path: Path, models: Path) -> None:
     assert 6 == len([row for row in rows if row["what"] == "event"])
 
 
-def test_compilers(tmp_path: Path, models: Path) -> None:
-    rows = measured("compilers", tmp_path, models)
-
-    assert ["TorchScript", "torch.compile", "AOTInductor"] == [row["way"] for row in rows if "start_s" in row]
-    assert all(row["differs"] < 1e-4 for row in rows if "differs" in row)
-    assert all(row["images_per_s"] > 0 for row in rows if "images_per_s" in row)
+def test_every_suite_is_run_here_but_for_those_that_take_minutes() -> None:
+    assert [*BY_HAND] == [suite for suite in SUITES if not any(name.startswith(f"test_{suite}") for name in globals())]
 
 
-def test_every_suite_is_run_here() -> None:
-    assert [] == [suite for suite in SUITES if not any(name.startswith(f"test_{suite}") for name in globals())]
+@pytest.mark.parametrize("suite", BY_HAND)
+def test_what_was_measured_by_hand_is_told_by_the_code_of_today(suite: str) -> None:
+    rows = json.loads((RESULTS / f"{suite}.json").read_text())["rows"]
+    module = importlib.import_module(f"benchmarks.{suite}")
+    told = (RESULTS / f"{suite}.md").read_text()
+
+    assert all(table.markdown() in told for table in module.tables(rows))
+    assert module.figure(rows).axes
