@@ -29,7 +29,7 @@ SHARES = (0.3, 0.5, 0.7, 0.8, 0.9)
 CONNECTIONS = 256
 SEED = 1
 RATES = (100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0)  # images a second
-OBJECTIVES_S = (0.05, 0.1, 0.25)
+OBJECTIVES_S = (0.05, 0.25, 0.5)
 UTILISATION = 0.7  # of the peak, at most, so that the formula holds and a burst has room
 LOST = 0.05  # of the machines may be lost at once, one at least
 CORE_H = 0.05  # dollars for a core and an hour: an assumption, of the order of what clouds list
@@ -70,10 +70,10 @@ def measured(plan: Plan, workload: Workload) -> list[Row]:
         closed = server.load(workload.body, connections=64, seconds=plan.seconds).requests_per_s
         offered = load.run(server.url, images, rate=TOO_MUCH * closed, seconds=plan.seconds, connections=CONNECTIONS)
         peak = offered.report.answers_per_s
-        told, node = curve(server)
+        own, node = curve(server)
         node = node.with_peak(peak)
         rows: list[Row] = [
-            {"what": "node", "workload": name, "peak": peak, "told_per_s": told, "curve": sorted(node.curve.items())}
+            {"what": "node", "workload": name, "peak": peak, "told_per_s": own, "curve": sorted(node.curve.items())}
             | {"each_ms": 1000 * node.each, "passes": node.passes, "most": node.most, "bytes": len(workload.body)}
             | {"balancer_s": balancer_seconds(plan, server, workload), "cores": len(os.sched_getaffinity(0))}
         ]
@@ -205,8 +205,15 @@ def event_table(node: Row, rows: list[Row]) -> Table:
     """What was simulated of a fleet."""
     columns = ("simulated", "machines", "at most", "p50 ms", "p99 ms", "longest", "p99 by the formula", "refused")
     names = ("machines", "most", "p50_ms", "p99_ms", "longest_ms", "formula_p99_ms", "refused")
-    cells = [[row["event"], *(number(row[name]) if name in row else "-" for name in names)] for row in rows]
+    cells = [[row["event"], *(told(row.get(name)) for name in names)] for row in rows]
     return Table(f"{node['workload']}: what befalls a fleet at {number(rows[0]['rate'])} a second", columns, cells)
+
+
+def told(value: float | None) -> str:
+    """A number, or that there is none."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else number(value)
 
 
 def plan_cells(row: Row) -> list[str]:
