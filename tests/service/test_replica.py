@@ -83,7 +83,8 @@ def test_a_replica_uses_the_cores_that_ray_gives_it(service: Service) -> None:
 
 def test_rays_agents_show_what_a_replica_counts(service: Service) -> None:
     predictions(service.post(noise()))
-    told = json.loads((service.stderr.parent / "prom_metrics_service_discovery.json").read_text())
+    path = next(service.stderr.parent.rglob("prom_metrics_service_discovery.json"))
+    told = json.loads(path.read_text())
     urls = [f"http://{target}/metrics" for group in told for target in group["targets"]]
     deadline = monotonic() + 60
     while monotonic() < deadline:
