@@ -3,6 +3,7 @@
 tests/service/test_replica.py serves with that configuration. KubeRay's resource has no schema here.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,17 @@ def test_the_ray_service_serves_by_that_configuration() -> None:
     application["args"]["model"] = application["args"]["model"].removeprefix("/")
 
     assert served == SERVE
+    assert version("ray") == RAY_SERVICE["spec"]["rayClusterConfig"]["rayVersion"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kubernetes", VERSIONS)
 @pytest.mark.parametrize("group", ["head", "workers"])
-def test_its_pods_keep_to_the_schemas(tmp_path: Path, group: str, version: str) -> None:
+def test_its_pods_keep_to_the_schemas(tmp_path: Path, group: str, kubernetes: str) -> None:
     cluster = RAY_SERVICE["spec"]["rayClusterConfig"]
     spec = cluster["headGroupSpec"] if group == "head" else cluster["workerGroupSpecs"][0]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": group}} | spec["template"]
     (tmp_path / "pod.yaml").write_text(yaml.safe_dump(pod))
 
-    validated(tmp_path / "pod.yaml", version)
+    validated(tmp_path / "pod.yaml", kubernetes)
     assert pod["spec"]["enableServiceLinks"] is False
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True

@@ -18,6 +18,7 @@ import pytest
 from models import manifest as manifests
 from service.bulk.errors import Mistake
 from service.bulk.images import look
+from service.bulk.on_ray import runs
 from service.bulk.rows import COLUMNS
 from service.orphans import parent_of
 from tests import artifacts, on_ray
@@ -317,6 +318,10 @@ def test_a_list_may_come_from_windows_and_names_that_cannot_be_are_rows(model: P
     assert [("a.jpg", ""), ("b\0.jpg", "unreadable: embedded null byte")] == [
         (row["image"], row["error"]) for row in rows(tmp_path / "out")
     ]
+
+
+def test_a_node_reads_numbers_that_follow_each_other_in_one_go() -> None:
+    assert [[3, 4, 5], [9, 10], [2]] == list(runs([3, 4, 5, 9, 10, 2]))
 
 
 @pytest.mark.slow
