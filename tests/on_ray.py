@@ -38,7 +38,7 @@ def configuration(model: Path, port: int, **changes: Any) -> dict[str, Any]:
     first["args"] |= {"model": str(model)} | changes
     several = model.parent / "several"
     if several.is_dir():
-        args = {"model": str(several), "max_delay_ms": 500}
+        args = {"model": str(several), "max_delay_ms": 1000}
         made["applications"].append(deepcopy(first) | {"name": "several", "route_prefix": "/several", "args": args})
     return made
 

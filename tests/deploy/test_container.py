@@ -123,7 +123,10 @@ def test_a_hardened_container_answers_what_the_process_on_this_machine_answers(e
             assert time.monotonic() < deadline, health
 
     assert "healthy" == health["Status"]
-    assert here == there
+    for ours, theirs in zip(here, there, strict=True):  # not to the last bit: each has tuned itself
+        assert {one["class"]: one["probability"] for one in ours} == pytest.approx(
+            {one["class"]: one["probability"] for one in theirs}, abs=1e-4
+        )
     assert written.count("Read-only file system") == 2
     assert written.endswith("ok")
     assert str(MEMORY) == limit
