@@ -147,11 +147,11 @@ def events(plan: Plan, name: str, node: Node) -> list[Row]:
     rate = needed * each
     seconds = 1.5 * CALM_S if plan.quick else 3 * CALM_S
 
-    def lose(env: object, fleet: Fleet) -> Acts:
+    def lose(fleet: Fleet) -> Acts:
         yield fleet.env.timeout(CALM_S)
         fleet.lose()
 
-    def grow(env: object, fleet: Fleet) -> Acts:
+    def grow(fleet: Fleet) -> Acts:
         return fleet.autoscale(target=2 * node.batch(each) * node.passes, lag=START_S, most=2 * needed)
 
     calm = poisson(SEED, (rate, seconds))

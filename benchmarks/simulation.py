@@ -173,9 +173,7 @@ class Fleet:
                 self.env.process(start())
 
 
-def simulate(
-    node: Node, arrivals: Sequence[float], count: int, *acts: Callable[[simpy.Environment, Fleet], Acts]
-) -> Fleet:
+def simulate(node: Node, arrivals: Sequence[float], count: int, *acts: Callable[[Fleet], Acts]) -> Fleet:
     """So many nodes while images arrive at these times (seconds), until all are answered; `acts` happen meanwhile."""
     env = simpy.Environment()
     fleet = Fleet(env, node, count)
@@ -187,7 +185,7 @@ def simulate(
 
     env.process(arrive())
     for act in acts:
-        env.process(act(env, fleet))
+        env.process(act(fleet))
     while len(fleet.latencies) + fleet.refused < len(arrivals):
         env.run(until=env.now + LOOK_S)
     return fleet

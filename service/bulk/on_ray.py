@@ -15,7 +15,7 @@ from service.bulk.images import Input, look
 from service.bulk.rows import Row, Rows
 from service.bulk.scoring import Task, batches_of, scorer_of
 
-CHUNK = 256  # images that an actor takes and gives back together, so many are done twice at most by each after a kill
+CHUNK = 256  # images that an actor takes and gives back together: what a kill can cost each
 
 
 def scored(order: Namespace, manifest: Manifest, found: Input, first: int) -> Rows:

@@ -4,7 +4,6 @@ import math
 from statistics import mean
 
 import pytest
-import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,8 +69,8 @@ def test_a_measured_peak_is_the_peak_of_the_node_that_is_given_it() -> None:
 
 
 def test_what_a_lost_node_had_is_answered_by_the_others() -> None:
-    def lost(env: simpy.Environment, fleet: Fleet) -> Acts:
-        yield env.timeout(10.0)
+    def lost(fleet: Fleet) -> Acts:
+        yield fleet.env.timeout(10.0)
         fleet.lose()
 
     arrivals = poisson(4, (1.2 * NODE.peak, 30.0))
@@ -83,7 +82,7 @@ def test_what_a_lost_node_had_is_answered_by_the_others() -> None:
 
 def test_nodes_are_added_late_and_no_more_than_may_be() -> None:
     arrivals = poisson(5, (2.5 * NODE.peak, 60.0))
-    found = simulate(NODE, arrivals, 1, lambda env, fleet: fleet.autoscale(target=8, lag=5.0, most=4))
+    found = simulate(NODE, arrivals, 1, lambda fleet: fleet.autoscale(target=8, lag=5.0, most=4))
 
     assert 4 == len(found.replicas) == found.most
     assert 1.0 < max(found.latencies), "one node alone was not enough until then"

@@ -50,8 +50,9 @@ def test_docs_and_info_can_be_switched_off_and_sizes_limited_by_variables(model:
         assert 413 == service.post(noise()).status_code
 
 
-def test_however_small_its_batches_it_answers_all_that_come_together(model: Path) -> None:
-    with serving(model, "--max-batch-size", "3", "--timeout-ms", "20000") as service:
+@pytest.mark.parametrize("most", ["1", "3"])
+def test_however_small_its_batches_it_answers_all_that_come_together(model: Path, most: str) -> None:
+    with serving(model, "--max-batch-size", most, "--timeout-ms", "20000") as service:
         files = [("file", ("photo", noise(seed))) for seed in range(32)]
         several = requests.post(service.url + "/predict", files=files, timeout=60)
         replies = service.post_together([noise(seed) for seed in range(128)], 64)
@@ -125,9 +126,8 @@ def worker_of(service: Service) -> int:
     return workers_among(service.children())[0]
 
 
-@pytest.mark.parametrize(
-    ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["process", "group"]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
 def test_a_signal_drains_and_leaves_no_process_behind(model: Path, number: signal.Signals, to_group: bool) -> None:
     with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "20") as service, ThreadPoolExecutor(70) as pool:
         children = service.children()
@@ -302,10 +302,11 @@ def connection_to(service: Service) -> HTTPConnection:
     return HTTPConnection(service.url.removeprefix("http://"), timeout=60)
 
 
-def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path) -> None:
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path, to_group: bool) -> None:
     with serving(model) as service, closing(connection_to(service)) as client:
         client.connect()
-        os.killpg(service.process.pid, signal.SIGTERM)
+        (os.killpg if to_group else os.kill)(service.process.pid, signal.SIGTERM)
         told, last = set(), False
         while not last:
             idle_and_closed, _, _ = select.select([client.sock], [], [], 0.02)

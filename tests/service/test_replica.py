@@ -45,7 +45,7 @@ def test_a_replica_counts_as_a_service_does(service: Service) -> None:
         predictions(reply)
 
     assert before + 20 == service.sample("darkroom_images_total")
-    assert 0 == service.sample("darkroom_requests_in_flight", route="/predict")
+    assert 0 == service.sample("darkroom_requests_in_flight")
 
 
 def test_an_application_behind_a_prefix_answers_there_for_each_of_its_models(service: Service) -> None:
@@ -73,7 +73,7 @@ def test_who_leaves_a_replica_is_counted_and_predicted_for_no_more(service: Serv
             client.sendall(head + body)
 
     assert 200 == service.post(body, "/several/predict/cats").status_code
-    assert "darkroom_requests_in_flight 1.0" not in service.get("/several/metrics").text
+    assert 'darkroom_requests_in_flight{model="cats"} 0.0\n' in service.get("/several/metrics").text
 
 
 def test_a_replica_uses_the_cores_that_ray_gives_it(service: Service) -> None:
