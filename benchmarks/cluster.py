@@ -134,8 +134,14 @@ def clear() -> None:
         if (node := Node(number)).name in left:
             node.kill()
             ip("netns", "del", node.name)
-    if Path("/sys/class/net", BRIDGE).exists():
-        ip("link", "del", BRIDGE)
+        unlink(f"{node.name}v")
+    unlink(BRIDGE)
+
+
+def unlink(device: str) -> None:
+    """Take a network device away, if it is there: the kernel removes those of a namespace only by and by."""
+    with suppress(BenchmarkError):
+        ip("link", "del", device)
 
 
 @contextmanager
@@ -145,7 +151,7 @@ def networks(count: int) -> Iterator[list[Node]]:
     clear()
     with ExitStack() as stack:
         ip("link", "add", BRIDGE, "type", "bridge")
-        stack.callback(ip, "link", "del", BRIDGE)
+        stack.callback(unlink, BRIDGE)
         ip("addr", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
         for node in nodes:
@@ -153,6 +159,7 @@ def networks(count: int) -> Iterator[list[Node]]:
             stack.callback(ip, "netns", "del", node.name)
             stack.callback(node.kill)
             ip("link", "add", f"{node.name}v", "type", "veth", "peer", "name", "eth0", "netns", node.name)
+            stack.callback(unlink, f"{node.name}v")
             ip("link", "set", f"{node.name}v", "master", BRIDGE, "up")
             ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", "eth0")
             for device in ("eth0", "lo"):

@@ -28,6 +28,7 @@ CONFIGURATION = Path("deploy", "ray", "serve.yaml")
 COUNT = 3
 RATE, CALM_RATE, RUSH_RATE = 60.0, 2.0, 25.0  # requests a second
 CALM_S = 5.0
+UPDATE_S = 90.0  # replicas are replaced one after another: 54 s where nodes share two cores
 CONNECTIONS = 64
 WARM_S = 2.0
 SCALING: dict[str, float] = {"min_replicas": 1, "max_replicas": COUNT, "target_ongoing_requests": 2}
@@ -147,11 +148,11 @@ def kill(plan: Plan, ray: Cluster, images: Sequence[Image]) -> Row:
 
 def update(plan: Plan, ray: Cluster, images: Sequence[Image], model: Path) -> Row:
     """Another version takes over, replica by replica."""
-    times = load.schedule(RATE, 60)
+    times = load.schedule(RATE, UPDATE_S)
     wanted = configured(model, num_replicas=COUNT)
     row = driven(plan, "update", ray, images, times, act("new version", lambda: ray.deploy(wanted)))
     ray.wait(COUNT)
-    return row
+    return row | {"version": version(ray.url, images[0])}
 
 
 def scale(plan: Plan, ray: Cluster) -> Row:
