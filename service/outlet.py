@@ -17,27 +17,34 @@ class Outlet:
         self.sender = sender
         self.sender.setblocking(False)
         self.backlog: deque[Item] = deque()
-        self.flushing = False  # soon, or when the socket can take more
+        self.blocked = False  # the socket takes no more for now
         self.loop = asyncio.get_running_loop()
 
     def send(self, item: Item) -> None:
-        """Send an item at the end of this turn of the event loop, together with what its other requests bring."""
+        """Send an item with those of other requests of this turn of the event loop, at its end.
+
+        Once they fill a message it goes at once, so that decoding begins while others are still parsed.
+        """
         self.backlog.append(item)
-        if not self.flushing:
+        if self.blocked:
+            return
+        if len(self.backlog) == MESSAGE_IMAGES:
+            self.flush()
+        elif len(self.backlog) == 1:
             self.loop.call_soon(self.flush)
-            self.flushing = True
 
     def flush(self) -> None:
         """Send what the socket takes; the rest follows when it can take more."""
-        self.loop.remove_writer(self.sender)
-        self.flushing = False
+        if self.blocked:
+            self.loop.remove_writer(self.sender)
+            self.blocked = False
         while self.backlog:
             count = together(self.backlog)
             try:
-                self.sender.send(b"".join(REQUEST.pack(*self.backlog[index]) for index in range(count)))
+                self.sender.send(b"".join([REQUEST.pack(*self.backlog[index]) for index in range(count)]))
             except BlockingIOError:
                 self.loop.add_writer(self.sender, self.flush)
-                self.flushing = True
+                self.blocked = True
                 return
             for _ in range(count):
                 self.backlog.popleft()

@@ -60,7 +60,7 @@ def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: 
         pipeline.steps.begin()
         begun.set()
         pipeline.engine.decode(large, FORMATS, MAX_PIXELS, row, pipeline.resting)
-        return list(pipeline.steps.by_thread)
+        return [thread.name for thread in threading.enumerate() if thread.ident in pipeline.steps.since]
 
     turns = [Turn() for _ in range(LARGE_AT_ONCE)]
     for turn in turns:
@@ -69,7 +69,7 @@ def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: 
         decoding = pool.submit(decode)
         begun.wait(SOON_S)
         deadline = monotonic() + SOON_S
-        while pipeline.steps.by_thread:
+        while pipeline.steps.since:
             assert monotonic() < deadline, "waiting counts as work"
         for turn in turns:
             with turn:
@@ -90,19 +90,22 @@ def test_a_thread_hangs_that_computes_or_waits_for_too_long_and_not_one_that_is_
     with ThreadPoolExecutor(1) as pool:
         pool.submit(spin)
         started.wait()
-        (step,) = steps.by_thread.values()
         begun = monotonic()
         while not steps.hang(monotonic(), begun, longest=0.2):
             assert monotonic() < begun + SOON_S
+        (step,) = steps.looked_at.values()
         used = clock_gettime(step.clock) - step.begun
         over.set()
 
     assert used >= 0.2, "computed for so long"
-    steps.begin()
-    step = steps.by_thread[threading.current_thread().name]
-    later = step.since + 10
-    assert not step.hangs(later, later - 0.1, longest=0.2), "the whole process stood still until just now"
-    assert step.hangs(later + 0.2, step.since, longest=0.2), "it has computed nothing"
+    steps = Steps()
+    begun = steps.begin()
+    later = begun + 10
+    assert not steps.hang(later, later - 0.1, longest=0.2), "the whole process stood still until just now"
+    assert steps.hang(later + 0.2, begun, longest=0.2), "it has computed nothing"
+    (step,) = steps.looked_at.values()
     while thread_time() - step.seen < 2 * PROGRESS_S:
         pass
-    assert not step.hangs(later + 0.3, step.since, longest=0.2), "it got on, if slowly"
+    assert not steps.hang(later + 0.3, begun, longest=0.2), "it got on, if slowly"
+    steps.begin()
+    assert not steps.hang(later + 0.4, later + 0.3, longest=0.2), "what it does now it has just begun"
