@@ -15,7 +15,7 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from benchmarks import bounds, contenders, plots, servers
-from benchmarks.contenders import BEST, DARKROOM, README, STARLETTE
+from benchmarks.contenders import BEST, DARKROOM, INLINE, README, STARLETTE
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, distinct, number, select, spread, values
 from benchmarks.servers import Contender, Server
@@ -36,7 +36,7 @@ def measure(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for done, group in enumerate(groups):
         first = group[0]
-        compared = [contenders.darkroom(plan.flags), *([] if plan.quick else [README, BEST]), STARLETTE]
+        compared = [contenders.darkroom(plan.flags), *([] if plan.quick else [README, BEST, INLINE]), STARLETTE]
         if plan.peers:
             compared.append(contenders.best_mosec(first, plan.dtype, plan.device))
         rows += [alone(contender, first, plan) for contender in (compared[-1:] if plan.quick else compared)]
@@ -87,7 +87,7 @@ def loads(server: Server, workloads: Sequence[Workload], plan: Plan, number_of_r
     with server.awake():
         for workload in workloads:
             counts, rate = workload.connections, math.inf
-            if server.contender in (README, STARLETTE) or plan.quick:
+            if server.contender in (README, INLINE, STARLETTE) or plan.quick:
                 counts = [count for count in counts if count in FEW]
             for count in counts or workload.connections:
                 # Where answers are slow, many connections need longer until each has had some.
@@ -187,7 +187,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         count = max((count for count in distinct(here, "connections") if count <= IDEAL_AT), default=IDEAL_AT)
         found = {name: values(here, "per_s", server=name, connections=count) for name in distinct(here, "server")}
         found[bounds.BOTH] = values(here, "per_s", bound=bounds.BOTH)
-        limits = dict.fromkeys((STARLETTE.name, bounds.BOTH), plots.GREY)
+        limits = dict.fromkeys((STARLETTE.name, INLINE.name, bounds.BOTH), plots.GREY)
         colours = [(limits | {DARKROOM.name: plots.OURS}).get(name, plots.OTHER) for name in found]
         plots.bars(axes, found, colours, number)
         if ideal := ideals(rows, workload):

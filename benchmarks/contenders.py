@@ -1,4 +1,4 @@
-"""How each server is started: ours, stock LitServe twice, a Starlette that only reads, and mosec."""
+"""How each server is started: ours, stock LitServe twice, a Starlette that only reads or does all itself, and mosec."""
 
 import json
 import os
@@ -23,6 +23,9 @@ BEST = Contender(
     "litserve (best)", ["-m", "benchmarks.peers.litserve_best", "{model}", "{port}", "{dtype}", "{device}"]
 )
 STARLETTE = Contender("starlette (reads the body)", ["-m", "benchmarks.peers.starlette_body", "{port}"])
+INLINE = Contender(
+    "starlette (inline)", ["-m", "benchmarks.peers.starlette_inline", "{model}", "{port}", "{dtype}", "{device}"]
+)
 TRIAL_S = 2
 TOLERANCE = 1e-3  # how far a probability in fp32 may be off before a server does not answer alike
 
