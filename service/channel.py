@@ -50,8 +50,9 @@ SHADOWS = 64  # so many images wait for the version that is compared, at most; o
 LONGEST_RETRY_S = 60
 OUTAGE_S = 0.5  # of a longer silence the service time learns nothing
 TICK_S = 0.25
-CANARY_AFTER_S = 0.75  # without an answer
-STALE_AFTER_S = 2.0  # without an answer, of a canary neither, nobody works
+CANARY_AFTER_S = 0.75  # without an answer, or later: see `canary_after`
+IDLE_SHARE = 0.01  # of a core that canaries may take
+STALE_AFTER_S = 2.0  # without an answer, of a canary neither, nobody works; later where canaries come later
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
 )  # a grey PNG
@@ -89,7 +90,7 @@ class Channel:
         self.expected, self.pace, self.paced_for = expected, expected(), self.versions.serving
         self.canaries: list[Pending] = []  # that are not answered yet
         self.asked_at = -inf
-        self.slowest = 0.0  # forward pass, seconds
+        self.slowest = self.single = 0.0  # forward pass, and that of one image, in seconds
         self.answered_at = monotonic()
         self.loop = asyncio.get_running_loop()
         self.alarm = self.loop.call_soon(self.expire)  # rings at `earliest`, or before
@@ -265,21 +266,30 @@ class Channel:
     def tick(self) -> None:
         """Ask by a canary, on the way of all images, whether they are answered, where no image tells."""
         self.ticking = self.loop.call_later(TICK_S, self.tick)
-        self.slowest = max((facts["pass_seconds"] for facts in self.transport.all_told()), default=self.slowest)
+        told = self.transport.all_told()
+        if told:
+            self.slowest = max(facts["pass_seconds"] for facts in told)
+            self.single = max(facts["plan"]["curve"]["1"] for facts in told)
         if self.versions.serving is not self.paced_for:  # another version, which may be faster or slower
             self.pace, self.paced_for = self.expected(), self.versions.serving
         self.canaries = [canary for canary in self.canaries if canary.missing and canary.awaited]
         # One a worker and one more: a worker that has stopped may hold some.
-        few = len(self.canaries) <= len(self.transport.all_told())
+        few = len(self.canaries) <= len(told)
         now = monotonic()
-        if few and now - max(self.told_at, self.asked_at) > CANARY_AFTER_S:
+        if few and now - max(self.told_at, self.asked_at) > self.canary_after:
             self.asked_at = now
             with suppress(ServiceError):  # no room: images wait, and their answers will tell
                 self.canaries.append(self.submit([PIXEL], CANARY, inf, ignore, ignore))
 
     def answering(self) -> bool:
         """Whether answers come, here or to another HTTP process that has more to ask."""
-        return monotonic() - self.told_at < max(STALE_AFTER_S, PASSES * self.slowest)
+        patience = max(STALE_AFTER_S, PASSES * self.slowest) + self.canary_after - CANARY_AFTER_S
+        return monotonic() - self.told_at < patience
+
+    @property
+    def canary_after(self) -> float:
+        """Seconds without an answer, so long that an idle service stays idle also where a pass takes long."""
+        return max(CANARY_AFTER_S, self.single / IDLE_SHARE)
 
     @property
     def told_at(self) -> float:

@@ -7,11 +7,12 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from service.board import WORD_BYTES
-from service.channel import STALE_AFTER_S
+from service.channel import CANARY_AFTER_S, STALE_AFTER_S
 from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
 from service.metrics import QUEUE_DEPTH, Counted, Metrics, Scrape
 from service.transport import (
@@ -230,6 +231,11 @@ def test_a_request_that_would_be_late_is_refused_at_the_door_and_told_when_to_co
     asyncio.run(scenario())
 
 
+def facts(seconds: float) -> dict[str, Any]:
+    """Of a worker whose pass takes so long, for any number of images."""
+    return {"pass_seconds": seconds, "plan": {"curve": {"1": seconds}}}
+
+
 def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> None:
     async def scenario() -> None:
         with connected(capacity=1) as (transport, channel):
@@ -255,13 +261,28 @@ def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> 
 def test_a_canary_that_a_worker_holds_does_not_hide_that_another_answers() -> None:
     async def scenario() -> None:
         with connected(capacity=1) as (transport, channel):
-            transport.tell(0, {"pass_seconds": 0.0})
+            transport.tell(0, facts(0.0))
             await taken(transport, 1)  # by one that has stopped since
             (canary,) = await taken(transport, 1)
             channel.answered_at -= STALE_AFTER_S
             transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
             while not channel.answering():
                 await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
+
+
+def test_canaries_take_a_hundredth_of_a_core_at_most_and_are_waited_for_as_much_longer() -> None:
+    async def scenario() -> None:
+        with connected(capacity=1) as (transport, channel):
+            transport.tell(0, facts(0.1))
+            while CANARY_AFTER_S == channel.canary_after:
+                await asyncio.sleep(0)
+            assert 10 == channel.canary_after
+            channel.answered_at = monotonic() - 10
+            assert channel.answering(), "the canary has just been sent"
+            channel.answered_at = monotonic() - 10 - STALE_AFTER_S
+            assert not channel.answering()
 
     asyncio.run(asyncio.wait_for(scenario(), SOON_S))
 

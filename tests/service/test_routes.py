@@ -102,7 +102,7 @@ def test_a_probe_is_answered_while_scrapes_have_all_threads_of_the_pool(model: P
 
     async def ask() -> None:
         served.begin(0, None)
-        served.transport.tell(0, {"device": "cpu", "dtype": "fp32", "pass_seconds": 0.1})
+        served.transport.tell(0, {"device": "cpu", "dtype": "fp32", "pass_seconds": 0.1, "plan": {"curve": {"1": 0.1}}})
         pool = current_default_thread_limiter()
         for _ in range(int(pool.total_tokens)):
             pool.acquire_on_behalf_of_nowait(object())
