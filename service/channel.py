@@ -276,7 +276,8 @@ class Channel:
         # One a worker and one more: a worker that has stopped may hold some.
         few = len(self.canaries) <= len(told)
         now = monotonic()
-        if few and now - max(self.told_at, self.asked_at) > self.canary_after:
+        after = CANARY_AFTER_S if self.canaries else self.canary_after  # whoever has that one may have stopped
+        if few and now - max(self.told_at, self.asked_at) > after:
             self.asked_at = now
             with suppress(ServiceError):  # no room: images wait, and their answers will tell
                 self.canaries.append(self.submit([PIXEL], CANARY, inf, ignore, ignore))

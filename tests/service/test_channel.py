@@ -281,6 +281,8 @@ def test_canaries_take_a_hundredth_of_a_core_at_most_and_are_waited_for_as_much_
             assert 10 == channel.canary_after
             channel.answered_at = monotonic() - 10
             assert channel.answering(), "the canary has just been sent"
+            (first, second) = await taken(transport, 2)
+            assert first.uid != second.uid, "the first is with one that has stopped, so another follows soon"
             channel.answered_at = monotonic() - 10 - STALE_AFTER_S
             assert not channel.answering()
 
