@@ -144,15 +144,16 @@ class Channel:
             self.pace.idle()
         pending = Pending(len(bodies), version, deadline, done, failed)
         pending.named = named
+        counted = top_k != CANARY
+        if counted:  # first: once they are sent, a worker takes them off
+            self.images += len(bodies)
+            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
         accepted = monotonic()
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
             item = Item(self.process, next(self.uids), offset, len(body), top_k, accepted, deadline, pixels)
             self.send(item, pending, position)
-        if top_k != CANARY:
-            self.images += len(bodies)
-            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
-            if self.transport.shadows and version.side == self.transport.serving:
-                self.shadow(bodies, item, pending)
+        if counted and self.transport.shadows and version.side == self.transport.serving:
+            self.shadow(bodies, item, pending)
         if deadline < self.earliest:
             self.wake(deadline)
         return pending
@@ -170,7 +171,7 @@ class Channel:
         for body, offset in zip(bodies, offsets, strict=True):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
-            if trace is not NO_TRACE:
+            if trace is not NO_TRACE:  # otherwise nobody reads it
                 for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
                     self.words[at] = word
         self.metrics.add(QUEUE_BYTES, n=sum(lengths))
