@@ -206,7 +206,9 @@ def take(engine: Engine, name: str, step: Step) -> Engine:
     try:
         candidate = step(engine)
         dropped = golden_difference(candidate)
-        if not dropped and candidate is not engine and (share := time_share(engine, candidate)) > PAYS:
+        differs = candidate.module is not engine.module or candidate.lanes is not engine.lanes
+        timed = differs or candidate.planes != engine.planes
+        if not dropped and timed and (share := time_share(engine, candidate)) > PAYS:
             dropped = f"takes {share:.2f} times as long"
     except RuntimeError as error:
         dropped = last_line(error)

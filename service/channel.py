@@ -3,12 +3,12 @@
 import asyncio
 import base64
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import count
 from math import ceil, inf
 from time import monotonic
 
 from service.board import SIDES, WORD_BYTES, whole_words
+from service.canaries import PASSES, Canaries
 from service.comparison import compare
 from service.errors import (
     AtCapacity,
@@ -50,13 +50,9 @@ SHADOWS = 64  # so many images wait for the version that is compared, at most; o
 LONGEST_RETRY_S = 60
 OUTAGE_S = 0.5  # of a longer silence the service time learns nothing
 TICK_S = 0.25
-CANARY_AFTER_S = 0.75  # without an answer, or later: see `canary_after`
-IDLE_SHARE = 0.01  # of a core that canaries may take
-STALE_AFTER_S = 2.0  # without an answer, of a canary neither, nobody works; later where canaries come later
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
 )  # a grey PNG
-PASSES = 3  # how many forward passes of a slow model such a silence may at least be
 
 
 class Channel:
@@ -88,10 +84,7 @@ class Channel:
         self.versions = versions or Versions(transport)
         self.uids = count(NO_UID + 1)
         self.expected, self.pace, self.paced_for = expected, expected(), self.versions.serving
-        self.canaries: list[Pending] = []  # that are not answered yet
-        self.asked_at = -inf
-        self.slowest = self.single = 0.0  # forward pass, and that of one image, in seconds
-        self.answered_at = monotonic()
+        self.canaries = Canaries(transport, self.send_canary)
         self.loop = asyncio.get_running_loop()
         self.alarm = self.loop.call_soon(self.expire)  # rings at `earliest`, or before
         self.earliest = inf
@@ -171,9 +164,8 @@ class Channel:
         for body, offset in zip(bodies, offsets, strict=True):
             start = offset + HEADER_BYTES
             self.arena[start : start + len(body)] = body
-            if trace is not NO_TRACE:  # otherwise nobody reads it
-                for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
-                    self.words[at] = word
+            for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
+                self.words[at] = word
         self.metrics.add(QUEUE_BYTES, n=sum(lengths))
         return offsets
 
@@ -265,38 +257,15 @@ class Channel:
                 self.words[self.waiting[uid][0].offset // WORD_BYTES + UID] = NO_UID
 
     def tick(self) -> None:
-        """Ask by a canary, on the way of all images, whether they are answered, where no image tells."""
+        """Look at what no image tells."""
         self.ticking = self.loop.call_later(TICK_S, self.tick)
-        told = self.transport.all_told()
-        if told:
-            self.slowest = max(facts["pass_seconds"] for facts in told)
-            self.single = max(facts["plan"]["curve"]["1"] for facts in told)
+        self.canaries.look()
         if self.versions.serving is not self.paced_for:  # another version, which may be faster or slower
             self.pace, self.paced_for = self.expected(), self.versions.serving
-        self.canaries = [canary for canary in self.canaries if canary.missing and canary.awaited]
-        # One a worker and one more: a worker that has stopped may hold some.
-        few = len(self.canaries) <= len(told)
-        now = monotonic()
-        after = CANARY_AFTER_S if self.canaries else self.canary_after  # whoever has that one may have stopped
-        if few and now - max(self.told_at, self.asked_at) > after:
-            self.asked_at = now
-            with suppress(ServiceError):  # no room: images wait, and their answers will tell
-                self.canaries.append(self.submit([PIXEL], CANARY, inf, ignore, ignore))
 
-    def answering(self) -> bool:
-        """Whether answers come, here or to another HTTP process that has more to ask."""
-        patience = max(STALE_AFTER_S, PASSES * self.slowest) + self.canary_after - CANARY_AFTER_S
-        return monotonic() - self.told_at < patience
-
-    @property
-    def canary_after(self) -> float:
-        """Seconds without an answer, so long that an idle service stays idle also where a pass takes long."""
-        return max(CANARY_AFTER_S, self.single / IDLE_SHARE)
-
-    @property
-    def told_at(self) -> float:
-        """When an answer last told that images are answered, in seconds of CLOCK_MONOTONIC."""
-        return max(self.answered_at, self.transport.last_answered())
+    def send_canary(self) -> Pending:
+        """Ask by an image of our own; see `Canaries`."""
+        return self.submit([PIXEL], CANARY, inf, ignore, ignore)
 
     def wake(self, deadline: float) -> None:
         """Look at deadlines again at this one."""
@@ -334,10 +303,10 @@ class Channel:
                     if answer.predictions and not item.shadow:
                         served += 1
                         if pending.version.side == serving:
-                            self.answered_at = monotonic()
+                            self.canaries.answered()
                     self.free(answer.uid, answer)
             if served:
-                self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.slowest))
+                self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.canaries.slowest))
 
     def free(self, uid: int, answer: Answer) -> None:
         """The item's slot is read no more, and this is its answer."""

@@ -100,7 +100,7 @@ class Model:
 
     def answering(self) -> bool:
         """Whether this HTTP process's images are answered."""
-        return self.open_channel().answering()
+        return self.open_channel().canaries.answering()
 
     @property
     def first_berths(self) -> Sequence[Berth]:

@@ -28,7 +28,7 @@ class Outlet:
         self.backlog.append(item)
         if self.blocked:
             return
-        if len(self.backlog) == MESSAGE_IMAGES:
+        if len(self.backlog) >= MESSAGE_IMAGES:
             self.flush()
         elif len(self.backlog) == 1:
             self.loop.call_soon(self.flush)

@@ -21,9 +21,8 @@ from service.pace import Pace
 from service.settings import Settings
 from service.transport import Transport
 
-REQUEST_S = (
-    0.0002  # HTTP and pipeline, an image: README, "Serving speed", 5,000 a second where the network takes little
-)
+# HTTP and pipeline, an image: README, "Serving speed", 4,000 to 5,000 a second where the network takes little.
+REQUEST_S = 0.0002
 
 
 class Speed(NamedTuple):

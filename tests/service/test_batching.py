@@ -108,4 +108,6 @@ def test_a_thread_hangs_that_computes_or_waits_for_too_long_and_not_one_that_is_
         pass
     assert not steps.hang(later + 0.3, begun, longest=0.2), "it got on, if slowly"
     steps.begin()
-    assert not steps.hang(later + 0.4, later + 0.3, longest=0.2), "what it does now it has just begun"
+    assert not steps.hang(later + 0.4, later + 0.3, longest=0.2)
+    (next_step,) = steps.looked_at.values()
+    assert next_step is not step, "what it does now it has just begun"

@@ -7,19 +7,19 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from time import monotonic
-from typing import Any
 
 import pytest
 
 from service.board import WORD_BYTES
-from service.channel import CANARY_AFTER_S, STALE_AFTER_S
 from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
-from service.metrics import QUEUE_DEPTH, Counted, Metrics, Scrape
+from service.metrics import Counted, Metrics, Scrape
 from service.transport import (
-    CANARY,
     CLAIMED,
     CLAIMER,
     HEADER_BYTES,
+    MESSAGE_BYTES,
+    MESSAGE_IMAGES,
+    REQUEST,
     Answer,
     Item,
     Transport,
@@ -231,75 +231,6 @@ def test_a_request_that_would_be_late_is_refused_at_the_door_and_told_when_to_co
     asyncio.run(scenario())
 
 
-def facts(seconds: float) -> dict[str, Any]:
-    """Of a worker whose pass takes so long, for any number of images."""
-    return {"pass_seconds": seconds, "plan": {"curve": {"1": seconds}}}
-
-
-def test_a_canary_asks_whether_images_are_predicted_and_is_counted_nowhere() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            (canary,) = await taken(transport, 1)
-            assert CANARY == canary.top_k
-            assert 0 == channel.images == channel.metrics.value(QUEUE_DEPTH)
-            assert channel.answering()
-            channel.answered_at -= STALE_AFTER_S
-            assert not channel.answering()
-
-            transport.answer(0, [Answer(canary.uid, [], "internal", "the model failed on it")])
-            (canary,) = await taken(transport, 1)
-            assert not channel.answering()
-
-            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
-            while not channel.answering():
-                await asyncio.sleep(0)
-            submit(channel, [b"x"])
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_a_canary_that_a_worker_holds_does_not_hide_that_another_answers() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            transport.tell(0, facts(0.0))
-            await taken(transport, 1)  # by one that has stopped since
-            (canary,) = await taken(transport, 1)
-            channel.answered_at -= STALE_AFTER_S
-            transport.answer(0, [Answer(canary.uid, [(0, 1.0)])])
-            while not channel.answering():
-                await asyncio.sleep(0)
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_canaries_take_a_hundredth_of_a_core_at_most_and_are_waited_for_as_much_longer() -> None:
-    async def scenario() -> None:
-        with connected(capacity=1) as (transport, channel):
-            transport.tell(0, facts(0.1))
-            while CANARY_AFTER_S == channel.canary_after:
-                await asyncio.sleep(0)
-            assert 10 == channel.canary_after
-            channel.answered_at = monotonic() - 10
-            assert channel.answering(), "the canary has just been sent"
-            (first, second) = await taken(transport, 2)
-            assert first.uid != second.uid, "the first is with one that has stopped, so another follows soon"
-            channel.answered_at = monotonic() - 10 - STALE_AFTER_S
-            assert not channel.answering()
-
-    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
-
-
-def test_images_are_answered_where_a_worker_answers_another_process() -> None:
-    async def scenario() -> tuple[bool, bool]:
-        with connected(capacity=1) as (transport, channel):
-            channel.answered_at -= STALE_AFTER_S
-            before = channel.answering()
-            transport.answered(0)
-            return before, channel.answering()
-
-    assert (False, True) == asyncio.run(scenario())
-
-
 def test_what_is_late_fails_and_never_reaches_the_model_and_what_is_not_is_answered() -> None:
     async def scenario() -> list[Answer]:
         with connected(capacity=10) as (transport, channel):
@@ -314,6 +245,19 @@ def test_what_is_late_fails_and_never_reaches_the_model_and_what_is_not_is_answe
             return await soon(in_time)
 
     assert [[(7, 0.5)]] == [answer.predictions for answer in asyncio.run(scenario())]
+
+
+def test_descriptors_that_fill_a_message_leave_at_once() -> None:
+    async def scenario() -> bytes:
+        with connected(capacity=MESSAGE_IMAGES) as (transport, channel):
+            transport.receiver.setblocking(False)
+            submit(channel, [b"x"] * (MESSAGE_IMAGES - 1))
+            with pytest.raises(BlockingIOError):
+                transport.receiver.recv(MESSAGE_BYTES)
+            submit(channel, [b"x"])
+            return transport.receiver.recv(MESSAGE_BYTES)
+
+    assert MESSAGE_IMAGES * REQUEST.size == len(asyncio.run(scenario()))
 
 
 def test_a_request_of_several_images_is_answered_once_when_the_last_has_come() -> None:

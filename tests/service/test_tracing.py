@@ -140,12 +140,16 @@ def test_a_refusal_is_told_by_its_code(traced: Service, collector: Collector) ->
 
 
 def test_what_the_client_does_not_sample_is_not_sent(traced: Service, collector: Collector) -> None:
+    traced.post(noise(), X_Request_ID="before")
     traced.post(noise(), X_Request_ID="unsampled", traceparent=f"00-{TRACE}-{PARENT}-00")
     traced.post(noise(), X_Request_ID="sampled")
-    spans = collector.until(lambda spans: of(spans, "sampled") is not None)
+    spans = collector.until(lambda spans: (last := of(spans, "sampled")) is not None and last.span_id in linked(spans))
+    before = of(spans, "before")
+    assert before is not None
+    batches = [link.span_id for span in spans if span.name == "batch" for link in span.links]
 
     assert of(spans, "unsampled") is None
-    assert all(span.links for span in spans if span.name == "batch")
+    assert 1 == batches.count(before.span_id), "its batch, and not the next one's in the same place"
 
 
 def test_a_collector_that_does_not_answer_holds_up_neither_answers_nor_the_end(model: Path) -> None:
