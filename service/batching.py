@@ -245,7 +245,7 @@ class Pipeline:
                     self.refuse(image.item, image.row, error.code, str(error))
                     continue
                 batch.append(image)
-                if self.max_delay:
+                if self.max_delay and image.item.top_k != CANARY:  # which would take a place, and tell late
                     half = image.item.accepted / 2 + image.item.deadline / 2
                     until = min(half, until or image.finished + self.max_delay)
         return batch

@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from time import clock_gettime, monotonic, thread_time
 
@@ -14,10 +15,11 @@ from models import artifact, optimisation
 from models.formats import FORMATS, MAX_PIXELS
 from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Decoded, Failure, Pipeline
+from service.board import WORD_BYTES
 from service.metrics import Metrics
 from service.settings import Settings
 from service.steps import PROGRESS_S, Steps
-from service.transport import Item, Transport
+from service.transport import CANARY, UID, Item, Transport
 from tests.pictures import encode, noise
 
 SOON_S = 10
@@ -50,6 +52,17 @@ def test_the_cpu_tells_which_picture_is_damaged_where_the_device_could_not_decod
     assert "undecodable" == second.code
     assert first == third
     assert not isinstance(first, Failure)
+
+
+def test_a_canary_waits_for_no_fuller_batch_and_keeps_no_place_in_one(pipeline: Pipeline) -> None:
+    pipeline.max_delay, (row,), begun = SOON_S, pipeline.engine.rows(1), monotonic()
+    slot = pipeline.transport.slots_start
+    pipeline.transport.words[slot // WORD_BYTES + UID] = 1
+    canary = Decoded(Item(0, 1, slot, 0, CANARY, begun, inf), row, None, begun, begun)
+    pipeline.decoded.put(canary)
+
+    assert [canary.item] == [image.item for image in pipeline.next_batch()]
+    assert monotonic() < begun + SOON_S
 
 
 def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: Pipeline) -> None:
