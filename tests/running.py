@@ -90,6 +90,26 @@ def running_still(pid: int) -> bool:
         return False
 
 
+def halt(pid: int) -> None:
+    """Stop a process and see that it stands: the kernel tells one thread, and that the others once it runs."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = monotonic() + STOP_S
+    while {"T"} != {
+        stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    }:
+        assert monotonic() < deadline
+
+
+@contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """A process that stands still for a moment."""
+    try:
+        halt(pid)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def command_of(pid: int) -> bytes:
     """A process's command line; empty when it is no more."""
     try:

@@ -25,7 +25,7 @@ from service.orphans import parent_of
 from tests import artifacts, running
 from tests.costly import chunk, header
 from tests.pictures import encode, noise
-from tests.running import Service, gone, predictions, serving, workers_among
+from tests.running import Service, gone, halt, predictions, serving, workers_among
 from tests.service.test_lifecycle import wait_until_in_flight, worker_of
 
 pytestmark = pytest.mark.slow
@@ -113,7 +113,7 @@ def wait_for_refusal(service: Service) -> int:
 def test_a_stopped_worker_is_told_by_health_and_replaced_and_no_request_waits_beyond_its_deadline(model: Path) -> None:
     with serving(model) as service:
         stopped = worker_of(service)
-        os.kill(stopped, signal.SIGSTOP)
+        halt(stopped)
         late = service.post(noise(), x_timeout_ms="500")
         unready = wait_for_health(service, 503)
         patient = service.post(noise())
@@ -199,7 +199,7 @@ def test_a_spare_takes_over_at_once_and_one_that_still_loads_does_not_hold_up_th
         assert "a worker took over" in service.stderr.read_text()
         while not (loading := [pid for pid in workers_among(service.children()) if pid not in before]):
             assert service.process.poll() is None
-        os.kill(loading[0], signal.SIGSTOP)
+        halt(loading[0])
 
         assert 0 == service.stop()
         assert gone([*before, *loading])

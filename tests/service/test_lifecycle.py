@@ -19,7 +19,7 @@ import requests
 
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, command_of, gone, predictions, serving, workers_among
+from tests.running import Service, command_of, gone, halt, halted, predictions, serving, workers_among
 
 pytestmark = pytest.mark.slow
 
@@ -82,14 +82,11 @@ def test_bodies_beyond_the_capacity_in_bytes_are_refused_and_the_room_is_given_b
 def crowd(service: Service, bodies: list[bytes], refused: int) -> list[requests.Response]:
     """The replies to bodies that all come before one is answered, of which so many are refused."""
     before = service.sample("darkroom_refused_total", reason="capacity")
-    worker = worker_of(service)
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(len(bodies)) as pool, halted(worker_of(service)):
         replies = [pool.submit(service.post, body) for body in bodies]
         for _ in range(500):
             if service.sample("darkroom_refused_total", reason="capacity") == before + refused:
                 break
-        os.kill(worker, signal.SIGCONT)
     assert before + refused == service.sample("darkroom_refused_total", reason="capacity")
     return [reply.result() for reply in replies]
 
@@ -121,10 +118,8 @@ def test_a_client_that_leaves_is_counted_and_harms_nobody(patient: Service) -> N
 
 def test_a_deadline_is_answered_with_504_while_the_worker_hangs_and_later_requests_are_served(service: Service) -> None:
     before = service.sample("darkroom_refused_total", reason="deadline")
-    worker = worker_of(service)
-    os.kill(worker, signal.SIGSTOP)
-    reply = service.post(noise(), x_timeout_ms="200")
-    os.kill(worker, signal.SIGCONT)
+    with halted(worker_of(service)):
+        reply = service.post(noise(), x_timeout_ms="200")
 
     assert (504, "deadline") == (reply.status_code, reply.json()["code"])
     assert 0.2 <= reply.elapsed.total_seconds() < 1
@@ -144,10 +139,9 @@ def worker_of(service: Service) -> int:
 def test_a_signal_drains_and_leaves_no_process_behind(model: Path, number: signal.Signals, to_group: bool) -> None:
     with serving(model, "--max-delay-ms", "1000", "--max-batch-size", "20") as service, ThreadPoolExecutor(70) as pool:
         children = service.children()
-        os.kill(worker_of(service), signal.SIGSTOP)  # until all wait
-        replies = [pool.submit(service.post, noise(seed)) for seed in range(70)]
-        wait_until_in_flight(service, 70)
-        os.kill(worker_of(service), signal.SIGCONT)
+        with halted(worker_of(service)):
+            replies = [pool.submit(service.post, noise(seed)) for seed in range(70)]
+            wait_until_in_flight(service, 70)
         (os.killpg if to_group else os.kill)(service.process.pid, number)
 
         assert [200] * 70 == [reply.result().status_code for reply in replies]
@@ -227,7 +221,7 @@ def stopped_before_it_listens(model: Path, folder: Path) -> tuple["subprocess.Po
         while not (http := forked_after_worker(started.children(), process.pid)):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.01)  # looking all the time would slow the start down
-        os.kill(http, signal.SIGSTOP)
+        halt(http)
         if not listens(http):
             return process, http, log
         os.kill(http, signal.SIGCONT)  # too late: it serves
@@ -297,12 +291,11 @@ def test_a_draining_service_refuses_new_requests_and_says_so_on_its_probes(model
             assert 200 == opened.get(service.url + "/livez", timeout=60).status_code
         pending = pool.submit(service.post, noise())
         wait_until_in_flight(service, 1)
-        os.kill(worker_of(service), signal.SIGSTOP)  # keeps the request in flight while we look
-        service.process.send_signal(signal.SIGTERM)
-        while (health := session.get(service.url + "/health", timeout=60)).status_code == 200:
-            assert service.process.poll() is None
-        refused = other.post(service.url + "/predict", data=noise(), timeout=60)
-        os.kill(worker_of(service), signal.SIGCONT)
+        with halted(worker_of(service)):  # keeps the request in flight while we look
+            service.process.send_signal(signal.SIGTERM)
+            while (health := session.get(service.url + "/health", timeout=60)).status_code == 200:
+                assert service.process.poll() is None
+            refused = other.post(service.url + "/predict", data=noise(), timeout=60)
 
         assert (503, "draining") == (health.status_code, health.json()["code"])
         assert (503, "draining") == (refused.status_code, refused.json()["code"])

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from darkroom.client import Client
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, serving, workers_among
+from tests.running import Service, halt, serving, workers_among
 from tests.service.test_console import models as console
 from tests.service.test_start import only_line
 
@@ -242,7 +242,7 @@ def test_a_crowd_before_one_model_refuses_nobody_before_another(folder: Path) ->
     several = {"images": [b64encode(BODY).decode()] * 4}
     with serving(folder, "--capacity", "4") as service, ThreadPoolExecutor(1) as pool:
         letters, _ = workers_among(service.children())
-        os.kill(letters, signal.SIGSTOP)  # so that its images wait; it is replaced after seconds
+        halt(letters)  # so that its images wait; it is replaced after seconds
         waiting = pool.submit(requests.post, f"{service.url}/predict/letters", json=several, timeout=PATIENCE_S)
         deadline = monotonic() + PATIENCE_S
         while service.sample("darkroom_queue_depth", model="letters") < 4:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from time import monotonic
 import pytest
 
 from tests.pictures import noise
-from tests.running import Service, predictions, serving
+from tests.running import Service, halted, predictions, serving
 from tests.service.test_lifecycle import listens, worker_of
 
 pytestmark = pytest.mark.slow
@@ -253,25 +252,10 @@ def test_where_no_connection_is_idle_probes_are_answered_and_predictions_refused
     assert 200 == again.status_code
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process that stands still for a moment."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        until(lambda: {"T"} == {stat.read_text().rpartition(")")[2].split()[0] for stat in threads_of(pid)})
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def threads_of(pid: int) -> Iterator[Path]:
-    return Path(f"/proc/{pid}/task").glob("*/stat")
-
-
 @pytest.mark.parametrize("sent", [WHOLE, WHOLE[:-9]], ids=["waiting", "in its body"])
 def test_a_client_that_leaves_is_counted_and_forgotten(edge: Service, sent: bytes) -> None:
     before = edge.sample("darkroom_client_disconnects_total")
-    with stopped(worker_of(edge)):
+    with halted(worker_of(edge)):
         with connected(edge, sent):
             until(lambda: edge.sample("darkroom_requests_in_flight") == 1)
         until(lambda: edge.sample("darkroom_requests_in_flight") == 0)
@@ -283,7 +267,7 @@ def test_a_client_that_leaves_is_counted_and_forgotten(edge: Service, sent: byte
 def test_a_client_that_ends_its_sending_side_gets_its_answers_still(edge: Service, count: int) -> None:
     left = edge.sample("darkroom_client_disconnects_total")
     with connected(edge) as client:
-        with stopped(worker_of(edge)):
+        with halted(worker_of(edge)):
             client.sendall(WHOLE * count + b"POST /predi")
             client.shutdown(socket.SHUT_WR)
             until(lambda: edge.sample("darkroom_requests_in_flight") == 1)
