@@ -32,6 +32,7 @@ from service.errors import (
     SlowClient,
     problem,
 )
+from service.head import Head, head_of
 from service.room import SETTLED_S, Room
 from service.versions import Version
 
@@ -66,6 +67,7 @@ class Protocol(HttpToolsProtocol):
         self.call: Call | None = None
         self.answering: RequestResponseCycle | None = None  # the cycle of `call`, or of the application's task
         self.held: RequestResponseCycle | None = None  # until the client has read the replies before
+        self.head: Head | None = None  # of `cycle`, where another request may begin with the same
         self.unused = 0  # bytes of a head or trailer so far
         self.crowded = False  # beyond the limit
         self.leaving = False  # the service stops: what comes still is answered, and is the last
@@ -103,12 +105,29 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; heads and trailers are bounded."""
+        whole = self.idle and not self.flow.write_paused  # if all that comes now is one request
+        if whole and self.head and (body := self.head.body(data)) is not None:
+            self.begin_again(self.head, body)
+            return
         self.unused += len(data)
         super().data_received(data)
+        self.head = head_of(data, self.headers) if whole and self.repeatable() else None
         if self.unused > 2 * HEADER_BYTES:
             self.refuse_bytes(HeadersTooLarge(f"The request's headers are larger than {HEADER_BYTES} bytes."))
         elif (begun := self.unfinished()) is not None and begun is not self.begun:
             self.await_client()
+
+    def repeatable(self) -> bool:
+        """Whether a whole request for predictions has come, as it would without anything said before its body."""
+        cycle = self.answering
+        return bool(self.call and cycle and cycle.keep_alive and not cycle.more_body and not self.expect_100_continue)
+
+    def begin_again(self, head: Head, body: bytes) -> None:
+        """A request has come whose head is that of the one before: it is not parsed again."""
+        cycle = self.cycle
+        self.headers[head.header] = b"content-length", b"%d" % len(body)
+        cycle.body, cycle.response_complete = body, False  # type: ignore[assignment]  # read only
+        self._start_asgi_task(cycle, self.app)
 
     def unfinished(self) -> object:
         """What the client is in the middle of: a head, as its scope, or a body, as its cycle."""

@@ -4,11 +4,14 @@ import json
 import re
 import socket
 from contextlib import suppress
+from http.client import HTTPResponse
+from pathlib import Path
 
 import pytest
+import requests
 
 from tests.pictures import noise
-from tests.running import Service
+from tests.running import Service, serving
 from tests.service.test_predict import problem
 
 
@@ -136,3 +139,57 @@ def test_every_request_without_an_id_gets_one_of_its_own(service: Service) -> No
 
     assert 40 == len(ids)
     assert all(re.fullmatch("[0-9a-f]{32}", made) for made in ids)
+
+
+def test_requests_under_one_head_are_each_answered_as_on_a_connection_of_their_own(service: Service) -> None:
+    damaged = noise(size=(300, 200))[:-2000]
+    form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n%b\r\n--x--\r\n'
+    raw, several = {"Content-Type": "image/png"}, {"Content-Type": "multipart/form-data; boundary=x"}
+    asked = [
+        *((noise(seed, (8 * 2**seed, 30)), raw) for seed in range(6)),
+        *((body, raw) for body in (damaged, b"", noise(7), bytes(200_001), b"x" * 200_000, noise(8), noise(8))),
+        *((form % noise(seed, (40 + seed, 30)), several) for seed in range(3)),
+        *((body, {"X-Timeout-Ms": "60000"}) for body in (noise(9), b"\r\n\r\n", noise(10))),
+    ]
+    ids = set()
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as kept:
+        for number, (body, headers) in enumerate(asked):
+            if number % 7 == 3:
+                assert 200 == exchange(kept, b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")[0].status
+            lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+            head = f"POST /predict?top_k=2 HTTP/1.1\r\nContent-Length: {len(body)}\r\n{''.join(lines)}\r\n"
+            reply, told = exchange(kept, head.encode() + body)
+            document = json.loads(told)
+            alone = requests.post(service.url + "/predict?top_k=2", body, headers=headers, timeout=60)
+
+            assert (alone.status_code, alone.headers["content-type"]) == (reply.status, reply.headers["content-type"])
+            assert without_id(alone.json()) == without_id(document)
+            assert document["request_id"] == reply.headers["x-request-id"]
+            ids |= {document["request_id"], alone.json()["request_id"]}
+
+    assert 2 * len(asked) == len(ids)
+
+
+def exchange(connection: socket.socket, request: bytes) -> tuple[HTTPResponse, bytes]:
+    """The reply to what is sent at once, and its body."""
+    connection.sendall(request)
+    reply = HTTPResponse(connection)
+    reply.begin()
+    return reply, reply.read()
+
+
+def without_id(document: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in document.items() if name != "request_id"}
+
+
+def test_a_body_that_is_too_large_is_refused_under_a_head_that_was_taken_before(model: Path) -> None:
+    with serving(model, "--max-body-bytes", "9000") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as kept:
+            found = [
+                exchange(kept, b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)[0].status
+                for body in (noise(), noise().ljust(9000, b"\0"), noise().ljust(9001, b"\0"), noise())
+            ]
+
+    assert [200, 200, 413, 200] == found

@@ -222,6 +222,8 @@ def test_uvicorn_does_at_the_end_of_a_response_what_ours_does_and_sets_its_own_t
 def test_uvicorn_asks_for_the_application_at_each_request_and_gives_it_a_state_of_its_own() -> None:
     assert "app = self.app" in source(HttpToolsProtocol.on_headers_complete)
     assert '"state": self.app_state.copy(),' in source(HttpToolsProtocol.on_message_begin)
+    assert '"headers": self.headers,' in source(HttpToolsProtocol.on_message_begin)
+    assert "self.expect_100_continue = True" in source(HttpToolsProtocol.on_header)
     assert "self.scope" in source(HttpToolsProtocol.on_message_begin)
     assert "self.send_400_response(" in source(HttpToolsProtocol.data_received)
     assert "self.app = config.loaded_app" in source(HttpToolsProtocol.__init__)

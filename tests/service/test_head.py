@@ -1,0 +1,125 @@
+"""What is not parsed again is what the parser would have taken, for the same request."""
+
+import httptools
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.head import Head, head_of
+
+FIELDS = (
+    b"Host: a",
+    b"Content-Type: image/jpeg",
+    b"X-Request-ID: 1",
+    b"X-Content-Length: 7",
+    b"Accept: */*\r\nX-Empty:",
+    b"content-length : 5",
+    b"Transfer-Encoding: chunked",
+    b"Content-Length: 3",
+)
+LENGTHS = (b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t %d \t", b"Content-Length: 0%d")
+
+
+class Parsed:
+    """All that httptools tells of some bytes: whole requests, or that it takes them for none."""
+
+    def __init__(self, data: bytes) -> None:
+        self.requests: list[tuple[bytes, list[tuple[bytes, bytes]], bytes]] = []
+        self.url = self.body = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.whole = True
+        try:
+            httptools.HttpRequestParser(self).feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self.whole = False
+
+    def on_message_begin(self) -> None:
+        self.whole, self.url, self.body, self.headers = False, b"", b"", []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.whole = True
+        self.requests.append((self.url, self.headers, self.body))
+
+
+def request(fields: list[bytes], length: bytes, body: bytes) -> bytes:
+    half = len(fields) // 2
+    return b"\r\n".join([b"POST /predict HTTP/1.1", *fields[:half], length % len(body), *fields[half:], b"", body])
+
+
+def learnt(data: bytes) -> Head | None:
+    """The head of one whole request, as a connection learns it."""
+    parsed = Parsed(data)
+    return head_of(data, parsed.headers) if parsed.whole and len(parsed.requests) == 1 else None
+
+
+@st.composite
+def changed(draw: st.DrawFn, data: bytes) -> bytes:
+    """The same with a piece cut out and another put in its place."""
+    start = draw(st.integers(0, len(data)))
+    end = draw(st.integers(start, min(len(data), start + 12)))
+    pieces = st.sampled_from([b"", b"0", b"9", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b"-", b"+", b":", *FIELDS])
+    return data[:start] + draw(pieces) + data[end:]
+
+
+fields = st.lists(st.sampled_from(FIELDS[:5]), unique=True)
+bodies = st.binary(max_size=300) | st.sampled_from([b"", b"\r\n", b"\r\n\r\n", b"Content-Length: 1\r\n\r\n"])
+
+
+@given(fields, st.sampled_from(LENGTHS), bodies, bodies)
+def test_another_body_under_the_same_head_is_found_whole(
+    before: list[bytes], length: bytes, first: bytes, second: bytes
+) -> None:
+    head = learnt(request([b"Host: a", *before], length, first))
+
+    assert head
+    assert second == head.body(request([b"Host: a", *before], length, second))
+    assert b"content-length" == Parsed(request([b"Host: a", *before], length, first)).headers[head.header][0]
+
+
+@settings(max_examples=500)
+@given(st.data(), st.lists(st.sampled_from(FIELDS)), st.sampled_from(LENGTHS), bodies, bodies)
+def test_whatever_is_found_by_its_head_the_parser_takes_for_the_same(
+    data: st.DataObject, before: list[bytes], length: bytes, first: bytes, second: bytes
+) -> None:
+    known = request(before, length, first)
+    other = data.draw(changed(request(before, length, second)))
+    head = learnt(known)
+    body = head.body(other) if head else None
+
+    if head and body is not None:
+        parsed = Parsed(other)
+        ((url, headers, its_body),) = parsed.requests
+        assert parsed.whole
+        assert body == its_body
+        expected = Parsed(known).headers
+        expected[head.header] = b"content-length", headers[head.header][1]
+        assert (b"/predict", expected) == (url, headers)
+        assert len(body) == int(headers[head.header][1])
+
+
+def test_less_or_more_than_one_whole_request_is_left_to_the_parser() -> None:
+    whole = request([b"X-After: ab"], LENGTHS[0], b"image")
+    head = learnt(whole)
+
+    assert head
+    assert b"image" == head.body(whole)
+    for other in (
+        whole[:-1],
+        whole + b"G",
+        whole * 2,
+        whole[:20],
+        b"",
+        whole.replace(b"5", b"+5"),
+        whole.replace(b"ab", b"ac"),
+    ):
+        assert head.body(other) is None
+    assert head_of(whole * 2, Parsed(whole).headers) is None
+    assert learnt(request([FIELDS[-2]], b"X-None: %d", b"0\r\n\r\n")) is None
