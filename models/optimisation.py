@@ -38,7 +38,9 @@ LARGER_PAYS = 1.03  # a larger batch must give this many times the images a seco
 LONGEST_PASS_S = 0.25
 DIGITS = 6  # of measured seconds
 LEAST_LIMIT = 4  # so few do not wait long for each other, and timing tells no smaller numbers apart
-MORE_THREADS = 1.1  # fewer threads are enough while they take at most so many times as long: others need cores too
+# Fewer threads are enough while they take at most so many times as long: others need cores too. Batches come while the
+# cores are busy, and a pass lasts as long as that thread which gets its core last.
+MORE_THREADS, MORE_THREADS_LOADED = 1.1, 1.4
 # glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
 # pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
 MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
@@ -259,7 +261,7 @@ def share_cores(engine: Engine) -> None:
     for n in sorted({1, min(TYPICAL_BATCH, engine.max_batch_size)}):
         rows = torch.stack(sample(engine, n))
         seconds = race(*(partial(on_threads, threads, engine, rows) for threads in choices))
-        enough = MORE_THREADS * min(seconds)
+        enough = (MORE_THREADS if n == 1 else MORE_THREADS_LOADED) * min(seconds)
         sharing.useful[n] = next(t for t, time in zip(choices, seconds, strict=True) if time <= enough)
     engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
 
