@@ -12,7 +12,7 @@ Never saved: an optimised TorchScript module does not load again.
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -40,7 +40,7 @@ DIGITS = 6  # of measured seconds
 LEAST_LIMIT = 4  # so few do not wait long for each other, and timing tells no smaller numbers apart
 # Fewer threads are enough while they take at most so many times as long: others need cores too. Batches come while the
 # cores are busy, and a pass lasts as long as that thread which gets its core last.
-MORE_THREADS, MORE_THREADS_LOADED = 1.1, 1.4
+MORE_THREADS = {1: 1.1, TYPICAL_BATCH: 1.4}
 # glibc's mallopt (malloc.h): blocks up to 32 MiB, its limit, come from the heap, and the heap is kept. Otherwise every
 # pass gets its larger activations fresh from the kernel, page by page: 35 % of SimpleCNN's time at 32 images.
 MALLOPT = {-3: 32 << 20, -1: 512 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
@@ -255,15 +255,21 @@ def race(*runners: Callable[[], object]) -> list[float]:
 
 
 def share_cores(engine: Engine) -> None:
-    """Find how many threads pay for one image and for a typical batch; of a few more little is gained."""
+    """Find how many threads pay for one image and for a typical batch; all passes under way may have all cores."""
     sharing = engine.sharing
     choices = [1 << power for power in range(sharing.available.bit_length())]
     for n in sorted({1, min(TYPICAL_BATCH, engine.max_batch_size)}):
         rows = torch.stack(sample(engine, n))
         seconds = race(*(partial(on_threads, threads, engine, rows) for threads in choices))
-        enough = (MORE_THREADS if n == 1 else MORE_THREADS_LOADED) * min(seconds)
-        sharing.useful[n] = next(t for t, time in zip(choices, seconds, strict=True) if time <= enough)
+        fewest = enough(dict(zip(choices, seconds, strict=True)), n)
+        sharing.useful[n] = fewest if n == 1 else max(fewest, engine.cores // engine.passes)
     engine.steps["threads"] = ", ".join(f"{t} from batch size {n}" for n, t in sorted(sharing.useful.items()))
+
+
+def enough(seconds: Mapping[int, float], n: int) -> int:
+    """The fewest threads that are enough for a pass of `n` images, by the seconds that it takes on so many."""
+    longest = MORE_THREADS[1 if n == 1 else TYPICAL_BATCH] * min(seconds.values())
+    return min(threads for threads, taken in seconds.items() if taken <= longest)
 
 
 def measure(engine: Engine) -> Engine:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 END = b"\r\n\r\n"
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)(?=[ \t]*\r\n)", re.IGNORECASE)
-DIGITS = 12  # of any length that comes in one piece
+LONGEST = 12  # digits and the byte after them, of what comes in one piece
 
 
 class Head(NamedTuple):
@@ -25,12 +25,11 @@ class Head(NamedTuple):
         start = len(self.before)
         if not data.startswith(self.before):
             return None
-        end = data.find(self.after[:1], start, start + DIGITS)
-        digits = data[start:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(self.after, end):
-            return None
+        end = data.find(self.after[:1], start, start + LONGEST)
         first = end + len(self.after)
-        return data[first:] if int(digits) == len(data) - first else None
+        if end < 0 or data[start:end] != b"%d" % (len(data) - first) or not data.startswith(self.after, end):
+            return None
+        return data[first:]
 
 
 def head_of(data: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Head | None:

@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1, with a short way for predictions.
 
     bytes -> httptools -> POST to an endpoint: Call, synchronous, one write a reply
-                          all else: ASGI (Boundary, FastAPI), a task a request
+          `head` -^       all else: ASGI (Boundary, FastAPI), a task a request
 
 A task, an event and an ASGI message for each step would cost as much again as all that a `Call` does.
 
@@ -118,9 +118,14 @@ class Protocol(HttpToolsProtocol):
             self.await_client()
 
     def repeatable(self) -> bool:
-        """Whether a whole request for predictions has come, as it would without anything said before its body."""
-        cycle = self.answering
-        return bool(self.call and cycle and cycle.keep_alive and not cycle.more_body and not self.expect_100_continue)
+        """Whether a whole request for predictions has come, and one with the same head would go the same way.
+
+        A version that a path names may be gone by then; `Expect` asks for an answer before the body.
+        """
+        call, cycle = self.call, self.answering
+        if call is None or cycle is None or cycle.more_body:
+            return False
+        return call.version is None and cycle.keep_alive and not self.expect_100_continue
 
     def begin_again(self, head: Head, body: bytes) -> None:
         """A request has come whose head is that of the one before: it is not parsed again."""

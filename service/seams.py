@@ -48,8 +48,8 @@ METHODS: dict[type[Any], dict[str, str]] = {
 ATTRIBUTES: dict[type[Any], str] = {
     litserve.LitServer: "litapi_request_queues inference_workers devices _transport _monitor_workers "
     "_shutdown_event _callback_runner workers_setup_status uvicorn_graceful_timeout response_queue_id",
-    HttpToolsProtocol: "app connections cycle flow loop parser pipeline scope server_state timeout_keep_alive "
-    "transport",
+    HttpToolsProtocol: "app connections cycle expect_100_continue flow headers loop parser pipeline scope "
+    "server_state timeout_keep_alive transport",
     RequestResponseCycle: "scope body more_body keep_alive response_complete waiting_for_100_continue on_response",
     FlowControl: "write_paused",
 }

@@ -94,10 +94,17 @@ def halt(pid: int) -> None:
     """Stop a process and see that it stands: the kernel tells one thread, and that the others once it runs."""
     os.kill(pid, signal.SIGSTOP)
     deadline = monotonic() + STOP_S
-    while {"T"} != {
-        stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")
-    }:
+    while set(thread_states(pid)) != {"T"}:
         assert monotonic() < deadline
+
+
+def thread_states(pid: int) -> Iterator[str]:
+    """The state of each thread, a letter; empty of one that has just ended."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            yield stat.read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            yield ""
 
 
 @contextmanager

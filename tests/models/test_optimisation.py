@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from models import artifact, optimisation
-from models.engine import LOW_PRECISION_TOLERANCE, Engine, Plan, sample
+from models.engine import LOW_PRECISION_TOLERANCE, Engine, Plan, Sharing, sample
 from models.errors import ArtifactError
-from models.optimisation import CPU_STEPS
+from models.optimisation import CPU_STEPS, enough
 
 CPU = torch.device("cpu")
 HOUSE = Path(__file__).parents[2]
@@ -222,3 +222,25 @@ def test_wrong_golden_pixels_stop_the_start(saved: Path) -> None:
 
     with pytest.raises(ArtifactError, match="golden 0's pixels within 0 levels, found 1 levels off"):
         optimisation.prepare(wrong, CPU)
+
+
+@pytest.mark.parametrize(
+    ("n", "seconds", "expected"),
+    [
+        (1, {1: 1.05, 2: 1.0}, 1),
+        (1, {1: 1.2, 2: 1.0}, 2),
+        (1, {1: 2.9, 2: 1.7, 4: 1.05, 8: 1.0}, 4),
+        (8, {1: 1.35, 2: 1.0}, 1),
+        (8, {1: 1.5, 2: 1.0}, 2),
+        (4, {1: 3.0, 2: 1.35, 4: 1.0}, 2),
+    ],
+)
+def test_a_batch_takes_more_threads_only_where_they_pay_well(n: int, seconds: dict[int, float], expected: int) -> None:
+    assert expected == enough(seconds, n)
+
+
+def test_passes_under_way_may_have_all_cores_between_them(prepared: Engine) -> None:
+    wide = replace(prepared, sharing=Sharing(8))
+    optimisation.share_cores(wide)
+
+    assert wide.sharing.useful[max(wide.sharing.useful)] * wide.passes >= 8

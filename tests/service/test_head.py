@@ -1,10 +1,31 @@
 """What is not parsed again is what the parser would have taken, for the same request."""
 
-import httptools
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import asyncio
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+import httptools
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from service import settings
+from service.board import DRAINING, READY
+from service.call import Endpoints
 from service.head import Head, head_of
+from service.journal import Journal
+from service.keys import Keys
+from service.predict import Predict
+from service.protocol import Protocol
+from service.room import Room
+from service.transport import Answer, Transport
+from tests.service.ends import MANIFEST, connected
 
 FIELDS = (
     b"Host: a",
@@ -16,7 +37,7 @@ FIELDS = (
     b"Transfer-Encoding: chunked",
     b"Content-Length: 3",
 )
-LENGTHS = (b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t %d \t", b"Content-Length: 0%d")
+LENGTHS = (b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t %d \t")
 
 
 class Parsed:
@@ -84,7 +105,7 @@ def test_another_body_under_the_same_head_is_found_whole(
     assert b"content-length" == Parsed(request([b"Host: a", *before], length, first)).headers[head.header][0]
 
 
-@settings(max_examples=500)
+@hypothesis.settings(max_examples=500)
 @given(st.data(), st.lists(st.sampled_from(FIELDS)), st.sampled_from(LENGTHS), bodies, bodies)
 def test_whatever_is_found_by_its_head_the_parser_takes_for_the_same(
     data: st.DataObject, before: list[bytes], length: bytes, first: bytes, second: bytes
@@ -118,8 +139,70 @@ def test_less_or_more_than_one_whole_request_is_left_to_the_parser() -> None:
         whole[:20],
         b"",
         whole.replace(b"5", b"+5"),
+        whole.replace(b"5", b"05"),
         whole.replace(b"ab", b"ac"),
     ):
         assert head.body(other) is None
     assert head_of(whole * 2, Parsed(whole).headers) is None
     assert learnt(request([FIELDS[-2]], b"X-None: %d", b"0\r\n\r\n")) is None
+
+
+def work(transport: Transport, images: int) -> None:
+    """Answer so many images."""
+    while images:
+        for item in transport.receive():
+            transport.answer(item.process, [Answer(item.uid, [(0, 1.0)])])
+            images -= item.counted
+
+
+async def nowhere(scope: object, receive: object, send: object) -> None:
+    """An application that nobody asks."""
+
+
+async def exchanged(model: Path, sent: Sequence[bytes]) -> list[bytes]:
+    """The replies to requests on one connection, the last of which comes while the service stops."""
+    with connected(capacity=4) as (transport, channel):
+        transport.phase = READY
+        made = settings.made(model=model)
+        endpoint = Predict(MANIFEST, made, Keys(), Journal(channel.metrics, access_log=False), lambda: channel)
+        endpoints = Endpoints({"/predict": endpoint}, endpoint.journal)
+        config = Config(nowhere, log_config=None)
+        config.load()
+        protocol = partial(Protocol, app=nowhere, endpoints=endpoints, room=Room(4), app_state={})
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: protocol(config=config, server_state=ServerState()), "127.0.0.1", 0)
+        working = loop.run_in_executor(None, work, transport, len(sent) - 1)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        replies: list[bytes] = []
+        for request in sent:
+            if len(replies) == len(sent) - 1:
+                transport.phase = DRAINING
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length
+            replies.append(head + await reader.readexactly(int(length[1])))
+        await working
+        assert b"" == await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+    return replies
+
+
+def test_a_head_that_comes_again_is_not_parsed_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    parse = HttpToolsProtocol.data_received
+
+    def seen(self: HttpToolsProtocol, data: bytes) -> None:
+        parsed.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(HttpToolsProtocol, "data_received", seen)
+    one = [request([b"Host: a"], LENGTHS[0], b"image" * size) for size in (1, 1, 30, 300, 2)]
+    other = [request([b"Host: b"], LENGTHS[0], b"image" * size) for size in (3, 4, 5)]
+    replies = asyncio.run(exchanged(model, one + other))
+
+    assert [one[0], other[0]] == parsed
+    assert [200] * 7 + [503] == [int(reply[9:12]) for reply in replies]
+    assert [False] * 7 + [True] == [b"\r\nconnection: close\r\n" in reply for reply in replies]

@@ -193,3 +193,11 @@ def test_a_body_that_is_too_large_is_refused_under_a_head_that_was_taken_before(
             ]
 
     assert [200, 200, 413, 200] == found
+
+
+def test_a_length_of_thousands_of_digits_is_read_as_any_other(service: Service) -> None:
+    body = noise()
+    head = b"POST /predict HTTP/1.1\r\nConnection: close\r\nContent-Length: %b\r\n\r\n"
+    answered = [answered_raw(service, head % digits + body) for digits in (b"%05000d" % len(body), b"9" * 5000)]
+
+    assert [b"HTTP/1.1 200", b"HTTP/1.1 400"] == [reply[:12] for reply in answered]

@@ -3,9 +3,11 @@
 Version N always predicts class N, so that every reply shows whether it names the version that made it.
 """
 
+import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import zipfile
 from collections import Counter
@@ -23,6 +25,7 @@ from models import archive, goldens
 from tests import artifacts, running
 from tests.pictures import noise
 from tests.running import Service, gone, serving
+from tests.service.test_http import exchange
 
 ADMIN = {"X-API-Key": "admin"}
 BODY = noise(1, (40, 30), "JPEG")
@@ -295,14 +298,23 @@ def test_when_the_worker_of_a_candidate_is_lost_its_requests_are_answered_all_th
 
 @pytest.mark.slow
 def test_a_candidate_can_be_asked_by_its_version_before_anybody_else_meets_it(service: Service) -> None:
-    document = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}]}
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * (3 * 32 * 32)}
 
     def asked(version: str) -> tuple[int, Any]:
         path = f"{service.url}/v2/models/test/versions/{version}"
-        pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * (3 * 32 * 32)}
-        reply = requests.post(f"{path}/infer", json=document | {"inputs": [pixels]}, timeout=10)
+        reply = requests.post(f"{path}/infer", json={"inputs": [pixels]}, timeout=10)
         return reply.status_code, reply.json().get("model_version")
 
+    body = json.dumps({"inputs": [pixels]}).encode()
+    lines = (
+        "POST /v2/models/test/versions/1/infer HTTP/1.1",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    )
+    named = "\r\n".join([*lines, "", ""]).encode() + body
+    host, port = service.url.removeprefix("http://").split(":")
+    kept = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    assert [200, 200] == [exchange(kept, named)[0].status for _ in range(2)]
     assert [(200, "1"), (404, None)] == [asked("1"), asked("2")]
     assert order(service, "load", version="2")["done"]
     assert [(200, "1"), (200, "2"), (404, None)] == [asked("1"), asked("2"), asked("3")]
@@ -311,6 +323,10 @@ def test_a_candidate_can_be_asked_by_its_version_before_anybody_else_meets_it(se
     assert order(service, "promote")["done"]
     until(service, lambda now: len(now["versions"]) == 1)
     assert [(404, None), (200, "2")] == [asked("1"), asked("2")]
+    with kept:
+        assert 404 == exchange(kept, named)[0].status
+        kept.shutdown(socket.SHUT_WR)
+        assert b"" == kept.recv(1)
 
 
 @pytest.mark.slow
