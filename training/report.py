@@ -144,7 +144,17 @@ def spread(documents: Sequence[Mapping[str, Any]]) -> str:
             values = [document[figure][split]["value"] for document in documents]
             lines.append(f"{split + told:21} {spread_of(values, '.2%')}")
     lines.append(f"{'seconds':21} {spread_of([document['seconds'] for document in documents], '.1f')}")
+    if documents[0]["recipe"]["compile"]:
+        seconds = [settled([epoch["seconds"] for epoch in document["epochs"]]) for document in documents]
+        lines.append(
+            f"{'seconds, compiled':21} {spread_of(seconds, '.1f')}; if first epochs, which compile, took as others"
+        )
     return "\n".join(lines)
+
+
+def settled(seconds: Sequence[float]) -> float:
+    """What epochs take together if the first takes as long as others on average; a single one is all there is."""
+    return fmean(seconds[1:] or seconds) * len(seconds)
 
 
 def spread_of(values: Sequence[float], style: str) -> str:

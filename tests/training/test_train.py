@@ -9,6 +9,7 @@ from PIL import Image
 from models import artifact
 from models import manifest as manifests
 from tests.training.conftest import COLOURS, QUICK, PhotoFolder, Run
+from training import report
 from training.__main__ import main
 from training.measurement import wilson
 
@@ -161,6 +162,7 @@ def test_several_seeds_give_mean_and_spread_and_the_best_on_validation(
 
     assert 3 == len({run["artifact"]["digest"] for run in runs.values()})
     assert f"{'validation':21} {sum(accuracies) / 3:.2%} on average, standard deviation" in told
+    assert "seconds, compiled" not in told
     best = [
         run["artifact"]["digest"] for run in runs.values() if run["accuracy"]["validation"]["value"] == max(accuracies)
     ]
@@ -246,3 +248,21 @@ def test_a_run_that_diverges_publishes_nothing(photos: PhotoFolder, capsys: pyte
     assert main(["--data", str(root), "--out", str(out), "--run", str(run), *QUICK, *wild]) == 1
     assert "try a lower --lr" in capsys.readouterr().err
     assert [root] == list(root.parent.iterdir())
+
+
+def test_seconds_are_told_without_compiling_too() -> None:
+    runs = [
+        {
+            "accuracy": {"test": {"value": 0.9}},
+            "accuracy_6_views": {},
+            "seconds": sum(seconds),
+            "recipe": {"compile": True},
+            "epochs": [{"seconds": taken} for taken in seconds],
+        }
+        for seconds in ([61.0, 1.0, 2.0], [1.5, 1.5, 1.5])
+    ]
+    told = report.spread(runs)
+
+    assert "seconds               34.2 on average, standard deviation 42.1, 4.5 to 64.0" in told
+    assert "seconds, compiled     4.5 on average, standard deviation 0.0, 4.5 to 4.5" in told
+    assert 7.0 == report.settled([7.0])
