@@ -17,8 +17,10 @@ from service.board import DRAINING, READY
 from service.crew import Berth, Crew
 from service.logs import logger
 from service.metrics import IMAGES, WORKER_RESTARTS, Metrics
+from service.orphans import await_end
 from service.transport import Transport
 
+DYING_S = 1.0  # how long a process that has been killed may take to end
 HANG_S = 3.0  # without a beat; a slow decoder keeps Python's lock for less than 1.5 s
 LOADING_S, LOADS = 60.0, 5  # how long a worker may take to load, or so many times as long as the first ones did
 STEADY_S = 60.0  # a candidate that is lost sooner has failed, whatever it has answered
@@ -97,6 +99,8 @@ class Keeper:
     def lose(self, crew: Crew, berth: Berth, process: BaseProcess) -> None:
         """A worker is no more; what it had is sent again, and another starts now or after a pause."""
         process.join()
+        if process.pid:  # its nursery's end looks like its own, which follows a moment later
+            await_end(process.pid, DYING_S)
         if crew.edition is None:  # that is what was wanted
             self.metrics.cells = self.transport.cells(self.transport.processes + berth.index)
             self.metrics.clear_gauges()

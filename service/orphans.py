@@ -4,6 +4,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -23,6 +25,16 @@ def end_with_nursery() -> None:
     end_with_parent(nursery)
     if main is None or parent_of(nursery) != main.pid:  # it was lost before this process could ask to end with it
         os._exit(1)
+
+
+def await_end(pid: int, seconds: float) -> None:
+    """Wait, so long at most, until no thread of a process is left: one in a system call may still take a message."""
+    with suppress(OSError):  # it is no more
+        opened = os.pidfd_open(pid)
+        try:
+            wait([opened], seconds)
+        finally:
+            os.close(opened)
 
 
 def parent_of(pid: int) -> int:

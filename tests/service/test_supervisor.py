@@ -2,6 +2,8 @@
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -15,11 +17,23 @@ from service.crew import Berth, Crew
 from service.edition import Edition
 from service.keeper import HANG_S, LOADING_S, PAUSES_S, STABLE_S, Keeper
 from service.metrics import WORKER_RESTARTS, Metrics
+from service.orphans import await_end
 from service.supervisor import Supervisor
 from service.transport import Transport
+from tests.running import running_still
 from tests.service.ends import MANIFEST, disconnect
 
 CLASSES = ("a", "b")
+LEADERLESS = """
+import ctypes, os, threading, time
+
+def go_on():
+    time.sleep(0.5)
+    os._exit(0)
+
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -204,3 +218,14 @@ def test_a_worker_that_a_kill_does_not_end_keeps_nobody_from_stopping_the_servic
     finally:
         stuck.terminate()
         stuck.join()
+
+
+def test_a_process_has_ended_only_when_its_last_thread_has() -> None:
+    with subprocess.Popen([sys.executable, "-c", LEADERLESS]) as process:
+        while running_still(process.pid):  # its first thread
+            assert process.poll() is None
+        before = process.poll()
+        await_end(process.pid, 10)
+
+        assert (None, 0) == (before, process.poll())
+        await_end(process.pid, 10)  # it is no more
