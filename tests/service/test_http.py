@@ -201,3 +201,19 @@ def test_a_length_of_thousands_of_digits_is_read_as_any_other(service: Service) 
     answered = [answered_raw(service, head % digits + body) for digits in (b"%05000d" % len(body), b"9" * 5000)]
 
     assert [b"HTTP/1.1 200", b"HTTP/1.1 400"] == [reply[:12] for reply in answered]
+
+
+def test_what_comes_before_a_half_close_is_answered_under_a_head_that_was_taken_before(service: Service) -> None:
+    body = noise()
+    request = b"POST /predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as kept:
+        before = [exchange(kept, request)[0].status for _ in range(2)]
+        kept.sendall(request)
+        kept.shutdown(socket.SHUT_WR)
+        last = HTTPResponse(kept)
+        last.begin()
+        last.read()
+
+        assert [200, 200, 200] == [*before, last.status]
+        assert b"" == kept.recv(1)
