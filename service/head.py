@@ -37,6 +37,6 @@ def head_of(data: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
     end = data.find(END) + len(END)
     lengths = [at for at, (name, _) in enumerate(headers) if name == b"content-length"]
     found = LENGTH.search(data, 0, end)
-    if len(lengths) != 1 or found is None or int(found[1]) != len(data) - end:
+    if len(lengths) != 1 or found is None or found[1] != b"%d" % (len(data) - end):
         return None
     return Head(data[: found.start(1)], data[found.end(1) : end], lengths[0])

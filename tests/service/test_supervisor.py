@@ -25,10 +25,10 @@ from tests.service.ends import MANIFEST, disconnect
 
 CLASSES = ("a", "b")
 LEADERLESS = """
-import ctypes, os, threading, time
+import ctypes, os, sys, threading
 
 def go_on():
-    time.sleep(0.5)
+    sys.stdin.read()
     os._exit(0)
 
 threading.Thread(target=go_on).start()
@@ -221,10 +221,13 @@ def test_a_worker_that_a_kill_does_not_end_keeps_nobody_from_stopping_the_servic
 
 
 def test_a_process_has_ended_only_when_its_last_thread_has() -> None:
-    with subprocess.Popen([sys.executable, "-c", LEADERLESS]) as process:
+    with subprocess.Popen([sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE) as process:
+        assert process.stdin
         while running_still(process.pid):  # its first thread
             assert process.poll() is None
+        await_end(process.pid, 0.1)
         before = process.poll()
+        process.stdin.close()
         await_end(process.pid, 10)
 
         assert (None, 0) == (before, process.poll())
