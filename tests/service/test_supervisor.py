@@ -225,10 +225,13 @@ def test_a_process_has_ended_only_when_its_last_thread_has() -> None:
         assert process.stdin
         while running_still(process.pid):  # its first thread
             assert process.poll() is None
+        started = monotonic()
         await_end(process.pid, 0.1)
-        before = process.poll()
+        waited, before = monotonic() - started, process.poll()
         process.stdin.close()
-        await_end(process.pid, 10)
+        await_end(process.pid, 60)
 
         assert (None, 0) == (before, process.poll())
+        assert 0.1 <= waited
+        assert monotonic() - started < 30
         await_end(process.pid, 10)  # it is no more
