@@ -18,22 +18,22 @@ class Berth:
         self.index, self.device = index, device
         self.process: BaseProcess | None = None
         self.started = 0.0
-        self.orders: Connection | None = None
+        self.gate: Connection | None = None
         self.serving_since: float | None = None
         self.spare = False
         self.answered = 0.0  # images, by workers before this one
 
     def serve(self) -> None:
-        """Order its worker to serve, as soon as it has loaded."""
-        assert self.orders is not None, "a berth with a process has orders for it"
-        self.orders.send_bytes(b"serve")
+        """Let its worker serve, as soon as it has loaded."""
+        assert self.gate is not None, "a berth with a process has a gate for it"
+        self.gate.send_bytes(b"serve")
         self.serving_since = monotonic()
 
     def clear(self) -> None:
         """Its worker is no more."""
-        if self.orders:
-            self.orders.close()
-        self.process = self.orders = self.serving_since = None
+        if self.gate:
+            self.gate.close()
+        self.process = self.gate = self.serving_since = None
         self.spare = False
 
 

@@ -114,7 +114,7 @@ class Server(litserve.LitServer):
         assert crew.edition, "a crew without a version has no workers"
         worker.edition, worker.berth, model.transport.side = crew.edition, berth.index, crew.side
         worker.board = model.transport
-        worker.orders, berth.orders = multiprocessing.Pipe(duplex=False)
+        worker.gate, berth.gate = multiprocessing.Pipe(duplex=False)
         berth.started = worker.begun = monotonic()
         device = self.devices[berth.device]
         # As LitServe does it, but forked from a process that has torch: ready in a third of the time.
@@ -133,7 +133,7 @@ class Server(litserve.LitServer):
             name="inference-worker",
         )
         begin(berth.process)
-        worker.orders.close()
+        worker.gate.close()
         self.inference_workers[:] = [process for one in self.models for process in one.keeper.processes]
 
     def verify_worker_status(self) -> None:

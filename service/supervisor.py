@@ -19,7 +19,7 @@ FROZEN_S = 1.0  # without a look: this process did not run either, as when a con
 class Supervisor:
     """Watches every process, the workers through their model's keeper.
 
-    Linux kills a worker with the thread that started it (see `worker.end_with_parent`), so `run` never returns.
+    Linux kills the nursery, and all workers, with the thread that started it (see `orphans`), so `run` never returns.
     """
 
     def __init__(self, keepers: Sequence[Keeper]) -> None:

@@ -34,7 +34,7 @@ class Worker(litserve.LitAPI):
     edition: Edition  # what it serves
     berth: int  # which worker or spare it is
     begun: float  # when its process was started, in seconds of CLOCK_MONOTONIC
-    orders: Connection  # a message here sends it to work
+    gate: Connection  # where it waits, loaded, until it is to serve
     board: Board
 
     def __init__(self, settings: Settings, sharing: int) -> None:
@@ -80,7 +80,7 @@ class BatchingLoop(LitLoop):
         self.settings = settings
 
     def __call__(self, lit_api: Worker, device: str, worker_id: int, request_queue: Transport, *_: object) -> None:
-        """Wait for the order, then serve until the last HTTP process has closed its end."""
+        """Wait at the gate, then serve until the last HTTP process has closed its end."""
         from service.batching import Pipeline  # not above: the main and HTTP processes stay without torch
 
         engine, transport, berth = lit_api.engine, request_queue, lit_api.berth
@@ -95,7 +95,7 @@ class BatchingLoop(LitLoop):
         transport.beat(berth)  # loaded
         loading = monotonic() - lit_api.begun
         try:
-            lit_api.orders.recv_bytes()
+            lit_api.gate.recv_bytes()
         except EOFError:  # the service ends, and this spare was never needed
             os._exit(0)
         transport.tell(berth, pipeline.facts(loading))
