@@ -31,7 +31,7 @@ from models.lanes import Lanes, buckets
 
 NVJPEG_DRIFT = 0.05  # of a probability; on 30 photos it was 0.0015 in the median and 0.042 at most (SqueezeNet)
 TYPICAL_BATCH = 8  # what steps are timed with; one image alone takes its time mostly for waking up
-TRIAL_SECONDS = 0.15  # for timing one step, and at least TRIAL_ROUNDS
+TRIAL_SECONDS = 0.05  # of each that is timed, and at least TRIAL_ROUNDS
 TRIAL_ROUNDS = 2
 PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
 LARGER_PAYS = 1.03  # a larger batch must give this many times the images a second
@@ -245,13 +245,18 @@ def race(*runners: Callable[[], object]) -> list[float]:
         runner()
     best = [math.inf] * len(runners)
     started, rounds = perf_counter(), 0
-    while rounds < TRIAL_ROUNDS or perf_counter() - started < TRIAL_SECONDS:
+    while rounds < TRIAL_ROUNDS or perf_counter() - started < TRIAL_SECONDS * len(runners):
         rounds += 1
         for index, runner in enumerate(runners):
-            begun = perf_counter()
-            runner()
-            best[index] = min(best[index], perf_counter() - begun)
+            best[index] = min(best[index], timed(runner))
     return best
+
+
+def timed(runner: Callable[[], object]) -> float:
+    """The seconds of one run."""
+    begun = perf_counter()
+    runner()
+    return perf_counter() - begun
 
 
 def share_cores(engine: Engine) -> None:
@@ -278,13 +283,15 @@ def measure(engine: Engine) -> Engine:
     Sizes above `LEAST_LIMIT` whose pass takes longer than `LONGEST_PASS_S` are not tried: whoever comes meanwhile waits
     for it.
     """
-    curve: dict[int, float] = {}
     with ThreadPoolExecutor(engine.passes) as pool:
+        passes: dict[int, Callable[[], object]] = {}
         for n in buckets(engine.max_batch_size):
-            (seconds,) = race(partial(at_once, pool, engine, n))
-            if n > LEAST_LIMIT and seconds > LONGEST_PASS_S:
+            run = partial(at_once, pool, engine, n)
+            if n > LEAST_LIMIT and all(timed(run) > LONGEST_PASS_S for _ in range(TRIAL_ROUNDS)):
                 break
-            curve[n] = round(seconds, DIGITS)
+            passes[n] = run
+        seconds = [round(found, DIGITS) for found in race(*passes.values())]
+    curve = dict(zip(passes, seconds, strict=True))
     return replace(engine, curve=curve, decode_seconds=round(time_decoding(engine), DIGITS))
 
 
