@@ -3,8 +3,8 @@
 .PHONY: help setup serve test bench campaign lock system
 
 PORT ?= 8000
-# One more than there are cores: tests also wait, for deadlines and for drains.
-JOBS ?= $(shell echo $$(($$(nproc) + 1)))
+# Two more than there are cores: tests also wait, for deadlines and for drains.
+JOBS ?= $(shell echo $$(($$(nproc) + 2)))
 PACKAGES := chromium curl docker-compose docker.io g++ haproxy iproute2 mmdebstrap prometheus wrk
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
