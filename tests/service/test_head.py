@@ -2,7 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +39,7 @@ FIELDS = (
     b"Transfer-Encoding: chunked",
     b"Content-Length: 3",
 )
+LITTLE = 2048  # bytes between the ends of a connection, of which the kernel makes a few more
 LENGTHS = (b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t %d \t")
 
 
@@ -159,8 +162,9 @@ async def nowhere(scope: object, receive: object, send: object) -> None:
     """An application that nobody asks."""
 
 
-async def exchanged(model: Path, sent: Sequence[bytes]) -> list[bytes]:
-    """The replies to requests on one connection, the last of which comes while the service stops."""
+@asynccontextmanager
+async def listening(model: Path) -> AsyncIterator[tuple[Transport, list[Protocol], tuple[str, int]]]:
+    """The protocol on a port, without workers: the transport, every connection so far, the address."""
     with connected(capacity=4) as (transport, channel):
         transport.phase = READY
         made = settings.made(model=model)
@@ -169,25 +173,78 @@ async def exchanged(model: Path, sent: Sequence[bytes]) -> list[bytes]:
         config = Config(nowhere, log_config=None)
         config.load()
         protocol = partial(Protocol, app=nowhere, endpoints=endpoints, room=Room(4), app_state={})
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: protocol(config=config, server_state=ServerState()), "127.0.0.1", 0)
-        working = loop.run_in_executor(None, work, transport, len(sent) - 1)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        protocols: list[Protocol] = []
+
+        def accept() -> Protocol:
+            protocols.append(protocol(config=config, server_state=ServerState()))
+            return protocols[-1]
+
+        server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+        yield transport, protocols, server.sockets[0].getsockname()
+        server.close()
+
+
+async def reply_from(reader: asyncio.StreamReader) -> bytes:
+    """The next reply."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length
+    return head + await reader.readexactly(int(length[1]))
+
+
+async def exchanged(model: Path, sent: Sequence[bytes]) -> list[bytes]:
+    """The replies to requests on one connection, the last of which comes while the service stops."""
+    async with listening(model) as (transport, _, address):
+        working = asyncio.get_running_loop().run_in_executor(None, work, transport, len(sent) - 1)
+        reader, writer = await asyncio.open_connection(*address)
         replies: list[bytes] = []
         for request in sent:
             if len(replies) == len(sent) - 1:
                 transport.phase = DRAINING
             writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
-            assert length
-            replies.append(head + await reader.readexactly(int(length[1])))
+            replies.append(await reply_from(reader))
         await working
         assert b"" == await reader.read()
         writer.close()
         await writer.wait_closed()
-        server.close()
     return replies
+
+
+async def unread(model: Path, one: bytes) -> tuple[int, list[bytes]]:
+    """Send a request again and again without reading until the replies stand, once more, and then read.
+
+    How many were answered before, and all replies; the last is to a request sent after that.
+    """
+    async with listening(model) as (transport, protocols, address):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
+        client.connect(address)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while not protocols or protocols[0].guard is None:  # until it is connected
+            await asyncio.sleep(0)
+        (protocol,) = protocols
+        protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LITTLE)
+        protocol.transport.set_write_buffer_limits(high=0)
+        answered = 0
+        while not protocol.flow.write_paused:
+            await loop.sock_sendall(client, one)
+            await loop.run_in_executor(None, work, transport, 1)
+            answered += 1
+            while protocol.server_state.total_requests < answered:
+                await asyncio.sleep(0)
+        await loop.sock_sendall(client, one)
+        while protocol.held is None:
+            await asyncio.sleep(0)
+        working = loop.run_in_executor(None, work, transport, 2)
+        reader, writer = await asyncio.open_connection(sock=client)
+        replies = [await reply_from(reader) for _ in range(answered + 1)]
+        writer.write(one)
+        replies.append(await reply_from(reader))
+        await working
+        writer.close()
+        await writer.wait_closed()
+    return answered, replies
 
 
 def test_a_head_that_comes_again_is_not_parsed_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,3 +263,10 @@ def test_a_head_that_comes_again_is_not_parsed_again(model: Path, monkeypatch: p
     assert [one[0], other[0]] == parsed
     assert [200] * 7 + [503] == [int(reply[9:12]) for reply in replies]
     assert [False] * 7 + [True] == [b"\r\nconnection: close\r\n" in reply for reply in replies]
+
+
+def test_under_a_head_that_was_taken_before_a_client_that_does_not_read_is_waited_for(model: Path) -> None:
+    answered, replies = asyncio.run(unread(model, request([b"Host: a"], LENGTHS[0], b"image")))
+
+    assert answered > 1
+    assert [200] * (answered + 2) == [int(reply[9:12]) for reply in replies]
