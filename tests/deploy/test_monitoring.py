@@ -247,6 +247,7 @@ def test_promtool_finds_nothing_in_rules_and_configuration() -> None:
         assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_every_alert_fires_on_what_it_is_for_and_stays_silent_otherwise() -> None:
     found = tool("test", "rules", "rules_test.yml", cwd=PROMETHEUS)
 

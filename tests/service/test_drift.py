@@ -118,6 +118,7 @@ def test_a_statistic_over_other_bins_is_left_out_and_that_is_said(caplog: pytest
     assert "other bins" in caplog.text
 
 
+@pytest.mark.slow
 def test_every_process_tells_the_drift_of_all_images(tmp_path: Path) -> None:
     manifest = artifacts.write(tmp_path / "model.pt", validation_statistics=EXPECTED)
     assert EXPECTED == manifest.validation_statistics

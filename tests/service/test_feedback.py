@@ -152,6 +152,7 @@ def test_stages_and_answer_times_are_of_predictions_alone(service: Service) -> N
     assert service.sample("darkroom_requests_total", route="/feedback", status="200") >= 1
 
 
+@pytest.mark.slow
 def test_it_needs_a_key_where_keys_are_set_and_is_not_there_where_it_is_off(model: Path) -> None:
     with running.serving(model, "--no-feedback", DARKROOM_API_KEYS="secret") as service:
         assert 404 == tell(service, {"request_id": "a", "class": "class-1"}).status_code

@@ -213,6 +213,7 @@ def test_a_folder_that_is_not_called_as_its_model_is_refused(folder: Path, tmp_p
     assert "called as its folder is, words, as there are others beside it, found letters; rename the folder" in line
 
 
+@pytest.mark.slow
 def test_images_are_kept_apart(folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     with serving(folder, "--keep-images", str(kept)) as service:
@@ -238,6 +239,7 @@ def test_keys_and_what_is_not_served_hold_for_every_model(folder: Path) -> None:
         assert service.sample("darkroom_requests_total", model="", route="other", status="404") >= 6
 
 
+@pytest.mark.slow
 def test_a_crowd_before_one_model_refuses_nobody_before_another(folder: Path) -> None:
     several = {"images": [b64encode(BODY).decode()] * 4}
     with serving(folder, "--capacity", "4") as service, ThreadPoolExecutor(1) as pool:
@@ -265,6 +267,7 @@ def test_the_document_has_every_route(service: Service) -> None:
             assert service.get(path).status_code in (200, 401), path
 
 
+@pytest.mark.slow
 def test_models_without_a_worker_to_be_had_end_the_service_and_are_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "models")
     with serving(tmp_path / "models") as service:

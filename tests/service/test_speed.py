@@ -109,6 +109,7 @@ def test_a_service_with_an_objective_tells_what_it_expects(model: Path) -> None:
     assert told["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_an_objective_that_cannot_be_met_is_told_in_the_log_and_the_service_serves(model: Path) -> None:
     with running.serving(model, "--objective-p99-ms", "0.1") as service:
         told = service.get("/info").json()["speed"]

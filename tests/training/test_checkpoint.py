@@ -58,6 +58,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", RECIPES.values(), ids=RECIPES)
 def test_a_run_that_stops_after_any_step_ends_in_the_same_weights(chosen: Recipe) -> None:
     whole = run(started(chosen))
@@ -178,6 +179,7 @@ def test_a_folder_in_use_by_another_run_is_refused(photos: PhotoFolder, capsys: 
     assert [root] == list(root.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_other_pictures_than_the_run_began_with_are_refused(
     photos: PhotoFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

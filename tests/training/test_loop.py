@@ -210,7 +210,7 @@ def test_the_last_layer_learns_first_where_that_is_asked_for() -> None:
     }
 
 
-@pytest.mark.parametrize("precision", ["auto", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["auto", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_precision_learns(precision: str, channels_last: bool) -> None:
     losses = [epoch.loss for epoch in trained(recipe(lr=1e-2, precision=precision, channels_last=channels_last))[1]]
