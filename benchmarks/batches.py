@@ -1,14 +1,14 @@
 """Batches and latency against offered load: an open loop at shares of the service's peak, which it sets itself.
 
 The peak is what the same tool is answered when it offers more than the service takes, so the tool's own work on the
-same cores is in both.
+same cores is in both. How steady the machine is itself is measured first: no service can be steadier.
 """
 
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from benchmarks import contenders, load, plots, servers
+from benchmarks import bounds, contenders, load, plots, servers
 from benchmarks.load import Image
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, distinct, number, select, spread, values
@@ -28,12 +28,15 @@ def measure(plan: Plan) -> list[Row]:
     (workload,) = prepare(plan.models, plan.workloads)
     images = [Image(workload.body, expected(workload.model, workload.body))]
     rows: list[Row] = []
+    with bounds.bounding(workload.model, workload.body, device=plan.device) as bounder:
+        alone = bounder.alone(bounds.BOTH, plan.seconds)
     with servers.running(contenders.darkroom(plan.flags), workload.model, workload.body, device=plan.device) as server:
         server.load(workload.body, connections=64, seconds=servers.WARM_S)
         closed = server.load(workload.body, connections=64, seconds=plan.seconds).requests_per_s
         offered = load.run(server.url, images, rate=TOO_MUCH * closed, seconds=plan.seconds, connections=64).report
         peak = offered.answers_per_s
         rows.append({"workload": workload.name, "peak_per_s": peak, "closed_per_s": closed})
+        rows[-1] |= {"alone_p50_ms": 1000 * alone.p50_s, "alone_p99_ms": 1000 * alone.p99_s}
         plan.say(f"{workload.name}: peak {peak:.0f}/s in the open loop, {closed:.0f}/s in the closed one")
         for at in plan.numbers():
             for share in QUICK_SHARES if plan.quick else SHARES:
@@ -63,7 +66,7 @@ def batch(before: Mapping[str, float], after: Mapping[str, float]) -> float:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """A row a share of the peak."""
+    """A row a share of the peak; and how steady the machine is with nothing else on it."""
     peak, cells = rows[0], []
     for share in distinct(rows, "share"):
         here = select(rows, share=share)
@@ -75,7 +78,12 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     columns = ("share of the peak", "offered a second", "images a batch", "p50 ms", "p99 ms", "p99 / p50")
     more = ("sent late, ms (p99)", "rounds with a lost or wrong answer")
     told = f"peak {number(peak['peak_per_s'])} answers a second"
-    return [Table(f"{peak['workload']}: batches and latency by offered load, {told}", (*columns, *more), cells)]
+    alone = [f"{peak[f'alone_{name}_ms']:.2f}" for name in ("p50", "p99")]
+    alone.append(f"{peak['alone_p99_ms'] / peak['alone_p50_ms']:.2f}")
+    return [
+        Table(f"{peak['workload']}: batches and latency by offered load, {told}", (*columns, *more), cells),
+        Table("The machine: batches decoded and predicted one by one, without a service", columns[-3:], [alone], 0),
+    ]
 
 
 def figure(rows: Sequence[Row]) -> Figure:

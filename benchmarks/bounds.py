@@ -2,7 +2,8 @@
 
 On a CPU one single-threaded process a core, kept to it; on a GPU one process that feeds it, and decoding on every core.
 Each is `python -m benchmarks.bounds MODEL DTYPE DEVICE BATCH CORE`: it reads a body in hex and says "ready" when its
-engine is warm, then answers each line "KIND SECONDS" by "images seconds cpu_seconds". It idles in between.
+engine is warm, then answers each line "KIND SECONDS" by "images seconds cpu_seconds p50 p99", the last two of a batch's
+seconds. It idles in between.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.outcomes import percentile
 
 if TYPE_CHECKING:
     from models.engine import Engine
@@ -30,10 +32,12 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Bound:
-    """Images a second of all processes together, and CPU seconds an image costs."""
+    """Images a second of all processes together, CPU seconds an image costs, percentiles of a batch's seconds."""
 
     images_per_s: float
     cpu_s: float
+    p50_s: float
+    p99_s: float
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ def ask(processes: Sequence[subprocess.Popen[str]], kind: str, seconds: float) -
     for process in processes:
         tell(process, f"{kind} {seconds}")
     found = [tuple(map(float, line(process).split())) for process in processes]
-    rate = sum(images / wall for images, wall, _ in found)
-    return Bound(rate, sum(cpu for _, _, cpu in found) / sum(images for images, _, _ in found))
+    images, walls, cpus, p50s, p99s = zip(*found, strict=True)
+    rate = sum(count / wall for count, wall in zip(images, walls, strict=True))
+    return Bound(rate, sum(cpus) / sum(images), max(p50s), max(p99s))
 
 
 @contextmanager
@@ -139,21 +144,20 @@ def tasks(engine: "Engine", body: bytes) -> dict[str, Task]:
     return {DECODE: decode, FORWARD: lambda: engine.predict(rows), BOTH: both}
 
 
-def measured(task: Task, seconds: float, threads: int) -> tuple[int, float, float]:
-    """Repeat a task on so many threads for about so many seconds: times, wall seconds, CPU seconds of the process."""
+def measured(task: Task, seconds: float, threads: int) -> tuple[list[float], float, float]:
+    """Repeat a task on so many threads for about so many seconds: the seconds of each, of all, of the process's CPU."""
     started, cpu = time.perf_counter(), time.process_time()
+    took: list[float] = []
 
-    def repeat() -> int:
-        times = 0
-        while time.perf_counter() - started < seconds:
+    def repeat() -> None:
+        while (begun := time.perf_counter()) - started < seconds:
             task()
-            times += 1
-        return times
+            took.append(time.perf_counter() - begun)
 
     with ThreadPoolExecutor(threads) as pool:
-        counts = [pool.submit(repeat) for _ in range(threads)]
-        times = sum(count.result() for count in counts)
-    return times, time.perf_counter() - started, time.process_time() - cpu
+        for repeating in [pool.submit(repeat) for _ in range(threads)]:
+            repeating.result()
+    return took, time.perf_counter() - started, time.process_time() - cpu
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -169,8 +173,8 @@ def main(arguments: Sequence[str]) -> None:
     print("ready", flush=True)
     for text in sys.stdin:
         kind, seconds = text.split()
-        times, wall, cpu = measured(works[kind], float(seconds), engine.passes if kind == FORWARD else 1)
-        print(times * int(batch), wall, cpu, flush=True)
+        took, wall, cpu = measured(works[kind], float(seconds), engine.passes if kind == FORWARD else 1)
+        print(len(took) * int(batch), wall, cpu, percentile(took, 0.5), percentile(took, 0.99), flush=True)
 
 
 if __name__ == "__main__":

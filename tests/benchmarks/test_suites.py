@@ -49,6 +49,7 @@ def test_stages(tmp_path: Path, models: Path) -> None:
 def test_batches(tmp_path: Path, models: Path) -> None:
     peak, *rows = measured("batches", tmp_path, models)
 
+    assert 0 < peak["alone_p50_ms"] <= peak["alone_p99_ms"]
     assert peak["peak_per_s"] > 0
     assert [0.5, 0.8] == [row["share"] for row in rows]
     assert all(row["batch"] >= 1 and not row["wrong"] for row in rows)
