@@ -65,9 +65,16 @@ def conditions(plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "litserve")},
         "wrk": " ".join(output("wrk", "-v").split()[1:2]),
-        "commit": output("git", "-C", str(HOUSE), "describe", "--always", "--dirty", "--exclude=*"),
+        "commit": commit(),
         "options": options,
     }
+
+
+def commit() -> str:
+    """What was measured; "dirty" where more than earlier results is not committed."""
+    git = ("git", "-C", str(HOUSE))
+    changed = output(*git, "diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results")
+    return output(*git, "rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def sentence(told: Mapping[str, Any]) -> str:
