@@ -82,7 +82,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     alone.append(f"{peak['alone_p99_ms'] / peak['alone_p50_ms']:.2f}")
     return [
         Table(f"{peak['workload']}: batches and latency by offered load, {told}", (*columns, *more), cells),
-        Table("The machine: batches decoded and predicted one by one, without a service", columns[-3:], [alone], 0),
+        Table(
+            "The machine: one batch decoded and predicted after another, without a service", columns[-3:], [alone], 0
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 On a CPU one single-threaded process a core, kept to it; on a GPU one process that feeds it, and decoding on every core.
 Each is `python -m benchmarks.bounds MODEL DTYPE DEVICE BATCH CORE`: it reads a body in hex and says "ready" when its
 engine is warm, then answers each line "KIND SECONDS" by "images seconds cpu_seconds p50 p99", the last two of a batch's
-seconds. It idles in between.
+seconds: in half of all moments one is under way that takes at most p50. It idles in between.
 """
 
 import os
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.outcomes import percentile
 
 if TYPE_CHECKING:
     from models.engine import Engine
@@ -32,7 +32,7 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Bound:
-    """Images a second of all processes together, CPU seconds an image costs, percentiles of a batch's seconds."""
+    """Images a second of all processes together, CPU seconds an image costs; a batch's seconds, see `in_time`."""
 
     images_per_s: float
     cpu_s: float
@@ -160,6 +160,12 @@ def measured(task: Task, seconds: float, threads: int) -> tuple[list[float], flo
     return took, time.perf_counter() - started, time.process_time() - cpu
 
 
+def in_time(took: Sequence[float], share: float) -> float:
+    """How long what is under way takes at most, in this share of all moments: what a request meets when it comes."""
+    ordered = sorted(took)
+    return next(one for one, so_far in zip(ordered, accumulate(ordered), strict=True) if so_far >= share * sum(took))
+
+
 def main(arguments: Sequence[str]) -> None:
     """A bound's process; ends with its standard input."""
     model, dtype, device, batch, core = arguments
@@ -174,7 +180,7 @@ def main(arguments: Sequence[str]) -> None:
     for text in sys.stdin:
         kind, seconds = text.split()
         took, wall, cpu = measured(works[kind], float(seconds), engine.passes if kind == FORWARD else 1)
-        print(len(took) * int(batch), wall, cpu, percentile(took, 0.5), percentile(took, 0.99), flush=True)
+        print(len(took) * int(batch), wall, cpu, in_time(took, 0.5), in_time(took, 0.99), flush=True)
 
 
 if __name__ == "__main__":
