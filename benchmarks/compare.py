@@ -36,7 +36,10 @@ def measure(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for done, group in enumerate(groups):
         first = group[0]
-        compared = [contenders.darkroom(plan.flags), *([] if plan.quick else [README, BEST, INLINE]), STARLETTE]
+        compared = [contenders.darkroom(plan.flags)]
+        if not plan.quick:
+            compared += [contenders.spread_out(plan.flags), README, BEST, INLINE]
+        compared.append(STARLETTE)
         if plan.peers:
             compared.append(contenders.best_mosec(first, plan.dtype, plan.device))
         rows += [alone(contender, first, plan) for contender in (compared[-1:] if plan.quick else compared)]
@@ -188,7 +191,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         found = {name: values(here, "per_s", server=name, connections=count) for name in distinct(here, "server")}
         found[bounds.BOTH] = values(here, "per_s", bound=bounds.BOTH)
         limits = dict.fromkeys((STARLETTE.name, INLINE.name, bounds.BOTH), plots.GREY)
-        colours = [(limits | {DARKROOM.name: plots.OURS}).get(name, plots.OTHER) for name in found]
+        ours = {name: plots.OURS for name in found if name.startswith(DARKROOM.name)}
+        colours = [(limits | ours).get(name, plots.OTHER) for name in found]
         plots.bars(axes, found, colours, number)
         if ideal := ideals(rows, workload):
             axes.axvline(median(value for value, _ in ideal), color="#333333", linestyle=":", label="ideal")

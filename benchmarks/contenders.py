@@ -35,6 +35,13 @@ def darkroom(flags: Sequence[str], name: str = DARKROOM.name) -> Contender:
     return Contender(name, [*DARKROOM.arguments, *flags])
 
 
+def spread_out(flags: Sequence[str]) -> Contender:
+    """The service with a worker and an HTTP process a core, which share the cores."""
+    cores = len(os.sched_getaffinity(0))
+    layout = ("--workers", f"{cores}", "--http-processes", f"{cores}")
+    return darkroom([*layout, *flags], f"{DARKROOM.name} ({cores} + {cores})")
+
+
 def mosec(layout: str) -> Contender:
     """Mosec with workers of one stage ("2"), or of decoding and of predicting ("1+1")."""
     variables = {
