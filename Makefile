@@ -56,7 +56,7 @@ test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" ma
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 
 # accuracy needs the real data; the GPU has a suite of its own: python -m benchmarks gpu.
-bench: $(READY)  ## measure the service, 35 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
+bench: $(READY)  ## measure the service, 45 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
 	for suite in "compare $(if $(PEERS),--peers)" "pairs $(if $(PEERS),--peers)" stages batches growth $(if $(TEST_DATA),accuracy); do \
 		.venv/bin/python -m benchmarks $$suite || exit; done
 

@@ -2,8 +2,8 @@
 
 On a CPU one single-threaded process a core, kept to it; on a GPU one process that feeds it, and decoding on every core.
 Each is `python -m benchmarks.bounds MODEL DTYPE DEVICE BATCH CORE`: it reads a body in hex and says "ready" when its
-engine is warm, then answers each line "KIND SECONDS" by "images seconds cpu_seconds p50 p99", the last two of a batch's
-seconds: in half of all moments one is under way that takes at most p50. It idles in between.
+engine is warm, then answers each line "KIND SECONDS" by "images seconds cpu_seconds p50 p99", the last two of a
+batch's seconds, weighted by time. It idles in between.
 """
 
 import os
@@ -32,7 +32,7 @@ Task = Callable[[], object]
 
 @dataclass(frozen=True)
 class Bound:
-    """Images a second of all processes together, CPU seconds an image costs; a batch's seconds, see `in_time`."""
+    """Images a second of all processes together, CPU seconds an image costs; a batch's by `in_time`, the slowest's."""
 
     images_per_s: float
     cpu_s: float
@@ -162,8 +162,8 @@ def measured(task: Task, seconds: float, threads: int) -> tuple[list[float], flo
 
 def in_time(took: Sequence[float], share: float) -> float:
     """How long what is under way takes at most, in this share of all moments: what a request meets when it comes."""
-    ordered = sorted(took)
-    return next(one for one, so_far in zip(ordered, accumulate(ordered), strict=True) if so_far >= share * sum(took))
+    ordered, part = sorted(took), share * sum(took)
+    return next(one for one, so_far in zip(ordered, accumulate(ordered), strict=True) if so_far >= part)
 
 
 def main(arguments: Sequence[str]) -> None:

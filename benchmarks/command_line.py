@@ -90,7 +90,7 @@ SUITES: Mapping[str, Suite] = {
     "compare": Suite(
         "The service, stock LitServe twice, a bare Starlette and the bounds of the hardware, in turn: answers a "
         "second, latency, idle CPU, memory, and the share of the ideal.",
-        {"--seconds": 2, "--rounds": 3, "--minutes": 12, "--workloads": ["A", "A100k", "B"], "--dtype": "fp32"}
+        {"--seconds": 2, "--rounds": 3, "--minutes": 18, "--workloads": ["A", "A100k", "B"], "--dtype": "fp32"}
         | {"--peers": False, "--flags": []},
     ),
     "pairs": Suite(

@@ -27,6 +27,7 @@ INLINE = Contender(
     "starlette (inline)", ["-m", "benchmarks.peers.starlette_inline", "{model}", "{port}", "{dtype}", "{device}"]
 )
 TRIAL_S = 2
+MOST_PROCESSES = 64  # of each kind, that the service takes
 TOLERANCE = 1e-3  # how far a probability in fp32 may be off before a server does not answer alike
 
 
@@ -37,9 +38,9 @@ def darkroom(flags: Sequence[str], name: str = DARKROOM.name) -> Contender:
 
 def spread_out(flags: Sequence[str]) -> Contender:
     """The service with a worker and an HTTP process a core, which share the cores."""
-    cores = len(os.sched_getaffinity(0))
-    layout = ("--workers", f"{cores}", "--http-processes", f"{cores}")
-    return darkroom([*layout, *flags], f"{DARKROOM.name} ({cores} + {cores})")
+    each = min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    layout = ("--workers", f"{each}", "--http-processes", f"{each}")
+    return darkroom([*flags, *layout], f"{DARKROOM.name} ({each} + {each})")
 
 
 def mosec(layout: str) -> Contender:

@@ -39,6 +39,7 @@ FIELDS = (
     b"Transfer-Encoding: chunked",
     b"Content-Length: 3",
 )
+SOON_S = 60
 LITTLE = 2048  # bytes between the ends of a connection, of which the kernel makes a few more
 LENGTHS = (b"Content-Length: %d", b"content-length:%d", b"CONTENT-LENGTH: \t %d \t")
 
@@ -266,7 +267,9 @@ def test_a_head_that_comes_again_is_not_parsed_again(model: Path, monkeypatch: p
 
 
 def test_under_a_head_that_was_taken_before_a_client_that_does_not_read_is_waited_for(model: Path) -> None:
-    answered, replies = asyncio.run(unread(model, request([b"Host: a"], LENGTHS[0], b"image")))
+    answered, replies = asyncio.run(
+        asyncio.wait_for(unread(model, request([b"Host: a"], LENGTHS[0], b"image")), SOON_S)
+    )
 
     assert answered > 1
     assert [200] * (answered + 2) == [int(reply[9:12]) for reply in replies]
