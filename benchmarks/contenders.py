@@ -8,6 +8,7 @@ from benchmarks import environment, servers
 from benchmarks.errors import BenchmarkError
 from benchmarks.servers import Contender
 from benchmarks.workloads import Workload, expected, json_body
+from service.settings import MOST_PROCESSES
 
 DARKROOM = Contender(
     "darkroom",
@@ -27,7 +28,6 @@ INLINE = Contender(
     "starlette (inline)", ["-m", "benchmarks.peers.starlette_inline", "{model}", "{port}", "{dtype}", "{device}"]
 )
 TRIAL_S = 2
-MOST_PROCESSES = 64  # of each kind, that the service takes
 TOLERANCE = 1e-3  # how far a probability in fp32 may be off before a server does not answer alike
 
 

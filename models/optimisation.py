@@ -31,7 +31,7 @@ from models.lanes import Lanes, buckets
 
 NVJPEG_DRIFT = 0.05  # of a probability; on 30 photos it was 0.0015 in the median and 0.042 at most (SqueezeNet)
 TYPICAL_BATCH = 8  # what steps are timed with; one image alone takes its time mostly for waking up
-TRIAL_SECONDS = 0.05  # for each that is timed in turn with others, together; at least TRIAL_ROUNDS
+TRIAL_SECONDS = 0.05  # of a race, times those that run in it; and at least TRIAL_ROUNDS
 TRIAL_ROUNDS = 2
 PAYS = 1.03  # a step may take at most this share of the time before it: timing is no surer
 LARGER_PAYS = 1.03  # a larger batch must give this many times the images a second

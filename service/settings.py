@@ -18,6 +18,7 @@ PREFIX = "DARKROOM_"
 # No flags: those are seen by all users of a machine.
 KEYS_VARIABLE, ADMIN_KEYS_VARIABLE = PREFIX + "API_KEYS", PREFIX + "ADMIN_KEYS"
 MIB = 1 << 20
+MOST_PROCESSES = 64  # of each kind
 # Kubernetes gives every pod variables for each Service of its namespace: DARKROOM_PORT=tcp://... for a `darkroom`.
 SERVICE_LINK_ENDINGS = ("_SERVICE_HOST", "_SERVICE_PORT", "_TCP", "_TCP_ADDR", "_TCP_PORT", "_TCP_PROTO")
 SERVICE_LINK_ADVICE = " (made by Kubernetes for a Service of that name? set enableServiceLinks: false)"
@@ -64,9 +65,11 @@ class Settings(BaseSettings):
     nvjpeg: CliImplicitFlag[bool] = Field(
         False, description="decode ordinary JPEGs on the GPU: faster, but few damaged ones are refused"
     )
-    workers: int = Field(1, ge=1, le=64, description="workers of each model on each device")
-    spares: int = Field(0, ge=0, le=64, description="loaded workers in reserve; one takes over at once from a lost one")
-    http_processes: int = Field(1, ge=1, le=64, description="processes that speak HTTP")
+    workers: int = Field(1, ge=1, le=MOST_PROCESSES, description="workers of each model on each device")
+    spares: int = Field(
+        0, ge=0, le=MOST_PROCESSES, description="loaded workers in reserve; one takes over at once from a lost one"
+    )
+    http_processes: int = Field(1, ge=1, le=MOST_PROCESSES, description="processes that speak HTTP")
     max_batch_size: int = Field(
         32, ge=1, le=1024, description="most images in one forward pass; on a CPU fewer, if more do not pay"
     )

@@ -1,11 +1,12 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks import compare, plots, results
-from benchmarks.contenders import DARKROOM, STARLETTE
+from benchmarks.contenders import DARKROOM, STARLETTE, spread_out
 from benchmarks.plan import Plan
 from benchmarks.results import Table, median_interval, number, spread
 
@@ -85,3 +86,29 @@ def test_the_ideal_is_cores_over_the_cpu_seconds_of_all_that_must_be_done() -> N
 def test_there_is_always_a_first_round_and_no_other_that_would_pass_the_minutes() -> None:
     assert [0] == list(Plan(Path(), rounds=3, minutes=1e-9).numbers())
     assert [0, 1, 2] == list(Plan(Path(), rounds=3).numbers())
+
+
+def test_a_commit_is_dirty_by_code_that_is_changed_and_not_by_earlier_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for folder in ("benchmarks/results", "service"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "file").write_text("before")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(results, "HOUSE", tmp_path)
+    clean = results.commit()
+    (tmp_path / "benchmarks" / "results" / "file").write_text("after")
+    measured = results.commit()
+    (tmp_path / "service" / "file").write_text("after")
+
+    assert clean
+    assert (clean, f"{clean}-dirty") == (measured, results.commit())
+
+
+def test_the_service_spread_out_has_as_many_workers_as_http_processes_whatever_else_it_is_told() -> None:
+    *_, first, workers, second, http = spread_out(["--workers", "7", "--max-delay-ms", "1"]).arguments
+
+    assert ("--workers", "--http-processes") == (first, second)
+    assert 1 <= int(workers) == int(http)
