@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 
@@ -181,8 +181,8 @@ async def listening(model: Path) -> AsyncIterator[tuple[Transport, list[Protocol
             return protocols[-1]
 
         server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
-        yield transport, protocols, server.sockets[0].getsockname()
-        server.close()
+        with closing(server):
+            yield transport, protocols, server.sockets[0].getsockname()
 
 
 async def reply_from(reader: asyncio.StreamReader) -> bytes:
@@ -217,34 +217,34 @@ async def unread(model: Path, one: bytes) -> tuple[int, list[bytes]]:
     How many were answered before, and all replies; the last is to a request sent after that.
     """
     async with listening(model) as (transport, protocols, address):
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
-        client.connect(address)
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        while not protocols or protocols[0].guard is None:  # until it is connected
-            await asyncio.sleep(0)
-        (protocol,) = protocols
-        protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LITTLE)
-        protocol.transport.set_write_buffer_limits(high=0)
-        answered = 0
-        while not protocol.flow.write_paused:
-            await loop.sock_sendall(client, one)
-            await loop.run_in_executor(None, work, transport, 1)
-            answered += 1
-            while protocol.server_state.total_requests < answered:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
+            client.connect(address)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            while not protocols or protocols[0].guard is None:  # until it is connected
                 await asyncio.sleep(0)
-        await loop.sock_sendall(client, one)
-        while protocol.held is None:
-            await asyncio.sleep(0)
-        working = loop.run_in_executor(None, work, transport, 2)
-        reader, writer = await asyncio.open_connection(sock=client)
-        replies = [await reply_from(reader) for _ in range(answered + 1)]
-        writer.write(one)
-        replies.append(await reply_from(reader))
-        await working
-        writer.close()
-        await writer.wait_closed()
+            (protocol,) = protocols
+            protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LITTLE)
+            protocol.transport.set_write_buffer_limits(high=0)
+            answered = 0
+            while not protocol.flow.write_paused:
+                await loop.sock_sendall(client, one)
+                await loop.run_in_executor(None, work, transport, 1)
+                answered += 1
+                while protocol.server_state.total_requests < answered:
+                    await asyncio.sleep(0)
+            await loop.sock_sendall(client, one)
+            while protocol.held is None:
+                await asyncio.sleep(0)
+            working = loop.run_in_executor(None, work, transport, 2)
+            reader, writer = await asyncio.open_connection(sock=client)
+            replies = [await reply_from(reader) for _ in range(answered + 1)]
+            writer.write(one)
+            replies.append(await reply_from(reader))
+            await working
+            writer.close()
+            await writer.wait_closed()
     return answered, replies
 
 
