@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor
 from models import artifact, optimisation
 from models.engine import LOW_PRECISION_TOLERANCE, Engine, Plan, Sharing, sample
 from models.errors import ArtifactError
-from models.optimisation import CPU_STEPS, enough
+from models.optimisation import CPU_STEPS, LONGEST_PASS_S, enough
 
 CPU = torch.device("cpu")
 HOUSE = Path(__file__).parents[2]
@@ -173,25 +173,46 @@ def test_workers_share_the_cores_and_each_has_one_at_least(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "pays"),
+    ("curve", "pays"),
     [
-        (lambda n: 20, 6),
-        (lambda n: 10 * n, 4),
+        ({1: 0.020, 2: 0.020, 4: 0.020, 6: 0.020}, 6),
+        ({1: 0.010, 2: 0.020, 4: 0.040, 6: 0.060}, 4),
+        ({1: 0.010, 2: 0.020, 4: 0.040, 6: 0.059}, 4),
+        ({1: 0.010, 2: 0.020, 4: 0.040, 6: 0.055}, 6),
+        ({1: 0.010, 2: 0.020, 4: 0.050, 6: 0.090}, 4),
+        ({1: 0.010, 2: 0.020}, 2),
     ],
-    ids=["a pass takes as long for any number of images", "each image takes its time"],
+    ids=[
+        "a pass takes as long for any number of images",
+        "each image takes its time",
+        "a larger batch is faster by too little to tell",
+        "a larger batch is faster",
+        "a larger batch is slower",
+        "the largest is smaller than what timing tells apart",
+    ],
 )
-def test_batches_grow_only_while_that_pays(plain: Engine, milliseconds: Callable[[int], int], pays: int) -> None:
-    def laborious(pixels: Tensor) -> Tensor:
-        end = perf_counter() + milliseconds(len(pixels)) / 1000
-        while perf_counter() < end:
-            pass
-        return torch.zeros((len(pixels), 10))
-
-    limited = optimisation.limit_batches(optimisation.measure(replace(plain, module=laborious)))
+def test_batches_grow_only_while_that_pays(plain: Engine, curve: dict[int, float], pays: int) -> None:
+    limited = optimisation.limit_batches(replace(plain, curve=curve))
 
     assert pays == limited.batch_size
     assert limited.steps["batch_size"].startswith(str(pays))
     assert plain.max_batch_size == limited.max_batch_size
+
+
+@pytest.mark.parametrize(
+    ("pause", "tried"),
+    [(0.02, {1, 2, 4, 6}), (2 * LONGEST_PASS_S, {1, 2, 4})],
+    ids=["passes are short", "passes are so long that whoever comes meanwhile waits"],
+)
+def test_a_pass_is_timed_for_each_size_that_is_worth_trying(plain: Engine, pause: float, tried: set[int]) -> None:
+    def laborious(pixels: Tensor) -> Tensor:
+        Event().wait(pause)
+        return torch.zeros((len(pixels), 10))
+
+    curve = optimisation.measure(replace(plain, module=laborious)).curve
+
+    assert tried == set(curve)
+    assert all(seconds >= pause for seconds in curve.values())
 
 
 @pytest.mark.slow
