@@ -81,13 +81,19 @@ def test_a_replica_uses_the_cores_that_ray_gives_it(service: Service) -> None:
 
 
 def test_rays_agents_show_what_a_replica_counts(service: Service) -> None:
+    def told() -> str:
+        """What the agents show; nothing while one of them is not there yet."""
+        path = next(service.stderr.parent.rglob("prom_metrics_service_discovery.json"))
+        targets = [target for group in json.loads(path.read_text()) for target in group["targets"]]
+        try:
+            return "".join([requests.get(f"http://{target}/metrics", timeout=10).text for target in targets])
+        except requests.ConnectionError:
+            return ""
+
     predictions(service.post(noise()))
-    path = next(service.stderr.parent.rglob("prom_metrics_service_discovery.json"))
-    told = json.loads(path.read_text())
-    urls = [f"http://{target}/metrics" for group in told for target in group["targets"]]
     deadline = monotonic() + 60
     while monotonic() < deadline:
-        text = "".join(requests.get(url, timeout=10).text for url in urls)
+        text = told()
         counted = re.findall(r"^ray_darkroom_images_total{.*} (\S+)$", text, re.MULTILINE)
         if service.sample("darkroom_images_total") in map(float, counted):
             break
