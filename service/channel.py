@@ -80,6 +80,7 @@ class Channel:
         self.slots = Slots(start, start + transport.room)
         self.waiting: dict[int, tuple[Item, Pending, int]] = {}
         self.images = 0  # that wait; canaries are none
+        self.bytes = 0  # of the slots that are taken
         self.retried: set[int] = set()
         self.versions = versions or Versions(transport)
         self.uids = count(NO_UID + 1)
@@ -90,7 +91,7 @@ class Channel:
         self.earliest = inf
         self.ticking = self.loop.call_later(TICK_S, self.tick)
         self.arena, self.words = transport.arena, transport.words
-        self.outlets = [Outlet(sender) for sender, _ in transport.requests]
+        self.outlets = [Outlet(sender, self.show) for sender, _ in transport.requests]
         self.on_side = [0] * SIDES  # items
         self.receiver = transport.answers[process][1]
         self.receiver.setblocking(False)
@@ -138,9 +139,8 @@ class Channel:
         pending = Pending(len(bodies), version, deadline, done, failed)
         pending.named = named
         counted = top_k != CANARY
-        if counted:  # first: once they are sent, a worker takes them off
+        if counted:
             self.images += len(bodies)
-            self.metrics.add(QUEUE_DEPTH, n=len(bodies))
         accepted = monotonic()
         for position, (body, offset) in enumerate(zip(bodies, offsets, strict=True)):
             item = Item(self.process, next(self.uids), offset, len(body), top_k, accepted, deadline, pixels)
@@ -166,7 +166,7 @@ class Channel:
             self.arena[start : start + len(body)] = body
             for at, word in enumerate(trace, offset // WORD_BYTES + TRACE):
                 self.words[at] = word
-        self.metrics.add(QUEUE_BYTES, n=sum(lengths))
+        self.bytes += sum(lengths)
         return offsets
 
     def enter(self, images: int, wanted: Version | None = None, *, canary: bool = False) -> Version:
@@ -192,7 +192,7 @@ class Channel:
         """Send copies to the version that does not answer, where there is room; its answers are compared."""
         other = self.versions.on(1 - pending.version.side)
         lengths = [slot_bytes(len(body)) for body in bodies]
-        crowded = 2 * (self.metrics.value(QUEUE_BYTES) + sum(lengths)) > self.transport.room
+        crowded = 2 * (self.bytes + sum(lengths)) > self.transport.room
         if crowded or self.on_side[other.side] + len(bodies) > SHADOWS:
             self.metrics.add(SHADOWED, SKIPPED, n=len(bodies))
             return
@@ -260,6 +260,7 @@ class Channel:
         """Look at what no image tells."""
         self.ticking = self.loop.call_later(TICK_S, self.tick)
         self.canaries.look()
+        self.show()
         if self.versions.serving is not self.paced_for:  # another version, which may be faster or slower
             self.pace, self.paced_for = self.expected(), self.versions.serving
 
@@ -284,6 +285,11 @@ class Channel:
         if left < inf:
             self.wake(left)
 
+    def show(self) -> None:
+        """Let the gauges say how much waits: once for all that come or leave together."""
+        self.metrics.set(QUEUE_DEPTH, self.images)
+        self.metrics.set(QUEUE_BYTES, self.bytes)
+
     def take_answers(self) -> None:
         """Complete the futures of every answer that has come."""
         while True:
@@ -305,6 +311,7 @@ class Channel:
                         if pending.version.side == serving:
                             self.canaries.answered()
                     self.free(answer.uid, answer)
+            self.show()
             if served:
                 self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.canaries.slowest))
 
@@ -317,7 +324,6 @@ class Channel:
         self.waits(pending.version.side, -1)
         if item.counted:
             self.images -= 1
-            self.metrics.add(QUEUE_DEPTH, n=-1)
         pending.put(position, answer)
         twin = pending.twin
         if twin and not pending.missing and not twin.missing:
@@ -328,7 +334,7 @@ class Channel:
     def give(self, offset: int, length: int) -> None:
         """Free the slot of a body of this length."""
         self.slots.give(offset, slot_bytes(length))
-        self.metrics.add(QUEUE_BYTES, n=-slot_bytes(length))
+        self.bytes -= slot_bytes(length)
 
     def take_news(self, answer: Answer) -> None:
         """A worker is lost, or all of a side, or all are for good."""

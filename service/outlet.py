@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from service.transport import MESSAGE_BODIES_BYTES, MESSAGE_IMAGES, REQUEST, Item
@@ -12,9 +12,9 @@ from service.transport import MESSAGE_BODIES_BYTES, MESSAGE_IMAGES, REQUEST, Ite
 class Outlet:
     """Descriptors that come together travel together."""
 
-    def __init__(self, sender: socket.socket) -> None:
-        """`sender` is the sending end of the side's requests."""
-        self.sender = sender
+    def __init__(self, sender: socket.socket, before: Callable[[], None]) -> None:
+        """`sender` is the sending end of the side's requests; `before` they go, this is called."""
+        self.sender, self.before = sender, before
         self.sender.setblocking(False)
         self.backlog: deque[Item] = deque()
         self.blocked = False  # the socket takes no more for now
@@ -38,6 +38,7 @@ class Outlet:
         if self.blocked:
             self.loop.remove_writer(self.sender)
             self.blocked = False
+        self.before()
         while self.backlog:
             count = together(self.backlog)
             try:

@@ -12,7 +12,7 @@ import pytest
 
 from service.board import WORD_BYTES
 from service.errors import AtCapacity, DeadlineExceeded, NotReady, Overloaded, TooLarge, TooManyImages
-from service.metrics import Counted, Metrics, Scrape
+from service.metrics import QUEUE_DEPTH, Counted, Metrics, Scrape
 from service.transport import (
     CLAIMED,
     CLAIMER,
@@ -93,9 +93,23 @@ def test_what_is_accepted_is_counted_as_waiting() -> None:
             submit(channel, [b"x"] * 5)
             with pytest.raises(AtCapacity):
                 submit(channel, [b"x"] * 5)
+            await asyncio.sleep(0)  # the turn of the event loop ends, and what came in it is sent
             return Scrape([Counted("test", Metrics(()), transport.all_cells())], lambda: []).text()
 
     assert b"\ndarkroom_queue_depth 5.0\n" in asyncio.run(scenario())
+
+
+def test_what_waits_is_counted_also_while_the_workers_take_nothing_more() -> None:
+    async def scenario() -> None:
+        with connected(capacity=100_000, room=100_000 * (HEADER_BYTES + 8)) as (_, channel):
+            while not channel.outlets[0].blocked:
+                submit(channel, [b"x"])
+                await asyncio.sleep(0)
+            submit(channel, [b"x"] * 9)
+            while channel.metrics.value(QUEUE_DEPTH) != channel.images:
+                await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
 
 
 def test_http_processes_share_capacity_and_room_equally() -> None:
