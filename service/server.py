@@ -118,7 +118,7 @@ class Server(litserve.LitServer):
         berth.started = worker.begun = monotonic()
         device = self.devices[berth.device]
         # As LitServe does it, but forked from a process that has torch: ready in a third of the time.
-        berth.process = multiprocessing.get_context("forkserver").Process(
+        process = multiprocessing.get_context("forkserver").Process(
             target=inference_worker,
             args=(
                 worker,
@@ -132,7 +132,8 @@ class Server(litserve.LitServer):
             ),
             name="inference-worker",
         )
-        begin(berth.process)
+        begin(process)  # which a signal may interrupt
+        berth.process = process
         worker.gate.close()
         self.inference_workers[:] = [process for one in self.models for process in one.keeper.processes]
 

@@ -173,12 +173,13 @@ def test_it_stops_cleanly_as_process_1(model: Path) -> None:
         assert 0 == process.wait(running.STOP_S)
 
 
-@pytest.mark.parametrize("children", [0, 1, 2], ids=["starting", "tracker", "nursery"])
-def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children: int) -> None:
+@pytest.mark.parametrize("children", [0, 1, 2, 3], ids=["starting", "tracker", "nursery", "manager"])
+def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
     with tempfile.TemporaryDirectory() as folder:
         env = running.environment() | {"TMPDIR": folder}
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=env)
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=env)
         started = Service(process, "", "", Path())
         try:
             while not handles(process.pid, signal.SIGTERM) or len(found := started.children()) < children:
@@ -186,10 +187,35 @@ def test_a_signal_while_starting_ends_it_with_nothing_left(model: Path, children
         finally:
             running.end(process)
 
-        assert 0 == process.returncode
+        assert (0, "") == (process.returncode, (tmp_path / "log").read_text())
         assert gone(found)
         # LitServe's manager, killed while it starts, may leave its socket's folder.
         assert [] == [name for name in os.listdir(folder) if not name.startswith("pymp-")]
+
+
+def test_a_signal_while_a_worker_is_waited_for_ends_it_with_nothing_left(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service", "--model", str(model), "--port", "0"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True, env=running.environment())
+    started = Service(process, "", "", Path())
+    try:
+        while len(found := started.children()) < 2 or b"forkserver" not in running.command_of(found[1]):
+            assert process.poll() is None
+        with running.halted(found[1]):  # the nursery, so that no worker starts
+            while len(found := started.children()) < 3 or not (waits(process.pid, "pipe") and waits(found[2], "futex")):
+                assert process.poll() is None
+            process.terminate()
+            process.wait(running.STOP_S)
+    finally:
+        running.end(process)
+
+    assert (0, "") == (process.returncode, (tmp_path / "log").read_text())
+    assert gone(found)
+
+
+def waits(pid: int, function: str) -> bool:
+    """Whether a process sleeps in a function of the kernel's with that in its name."""
+    return function in Path(f"/proc/{pid}/wchan").read_text()
 
 
 def test_a_worker_lost_between_its_start_and_the_services_ends_it_with_one_line(model: Path, tmp_path: Path) -> None:
