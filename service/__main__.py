@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import forkserver
 
@@ -18,11 +20,13 @@ from service.orphans import PARENT
 from service.settings import ADMIN_KEYS_VARIABLE, SettingsError
 from service.sockets import StartError, hold_port
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 
 def main() -> int:
     """Serve; exit code 2 with one line where a setting or the artifact is wrong."""
     # Until `run` takes over; as process 1 a signal without a handler would be dropped.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         signal.signal(number, lambda *_: sys.exit(0))
     if sys.argv[1:2] == ["models"]:
         return console.main(sys.argv[2:])
@@ -38,10 +42,11 @@ def main() -> int:
         return refuse(error)
     try:
         start_nursery()
-        from service import seams
+        with signals_later():
+            from service import seams
 
-        seams.check()
-        from service.server import run
+            seams.check()
+            from service.server import run
     except ImportError as error:
         return refuse(f"{error}; install the versions that requirements.lock names")
     except StartError as error:
@@ -50,6 +55,16 @@ def main() -> int:
         return run(settings, found, keys, admins, holder)
     except StartError as error:
         return refuse(error)
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """A signal waits: raised in the middle of an import, some libraries turn an exit into an error of their own."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def start_nursery() -> None:
