@@ -144,7 +144,10 @@ class Settings(BaseSettings):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that tells a mistake in one line instead of the whole usage."""
+    """argparse that tells a mistake in one line instead of the whole usage, and takes no beginning for a flag."""
+
+    def __init__(self, *told: Any, **options: Any) -> None:
+        super().__init__(*told, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; see python -m service --help")
@@ -157,8 +160,10 @@ def load(arguments: Sequence[str]) -> Settings:
         SettingsError: an unknown flag or variable, or a value out of range; one line.
     """
     refuse_unknown(os.environ)
-    parser = Parser(prog="python -m service", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source: CliSettingsSource[Any] = CliSettingsSource(Settings, root_parser=parser, cli_parse_args=list(arguments))
+    parser = Parser("python -m service", None, HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        Settings, root_parser=parser, cli_parse_args=list(arguments), cli_hide_none_type=True
+    )
     return made(_cli_settings_source=source)
 
 

@@ -1,5 +1,6 @@
 """The service's port: held before anything heavy is imported, then shared by the HTTP processes."""
 
+import errno
 import socket
 from typing import Any
 
@@ -36,4 +37,5 @@ def hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
 
 def taken(host: str, port: int, flag: str, error: OSError) -> StartError:
     """The error of an address that cannot be had."""
-    return StartError(f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {flag}")
+    wrong = flag if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+    return StartError(f"--host {host} {flag} {port}: {error.strerror or error}; choose another with {wrong}")

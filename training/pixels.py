@@ -75,7 +75,7 @@ class Decoded(Dataset[tuple[Tensor, Tensor, str, str]]):
             body = picture.numpy().tobytes() if isinstance(picture, Tensor) else picture.read_bytes()
             pixels = picture if isinstance(picture, Tensor) else decode(body, input_size=size, crop=self.preparer.crop)
         except (OSError, ImageError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
             return torch.zeros((3, size, size), dtype=torch.uint8), label, "", f"{picture}: {reason}"
         digest = hashlib.sha256(body).hexdigest() if self.digests else ""
         return self.preparer.preprocess(pixels), label, digest, ""
@@ -206,7 +206,7 @@ def refusal(problems: Sequence[str], listing: Path) -> str:
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("\n".join(problems) + "\n", encoding="utf-8")
         told += f"; the first {LISTED} are shown, all are in {listing}"
-    return f"{len(problems)} unreadable pictures: {told}. Repair, convert or remove them"
+    return f"{len(problems)} unreadable pictures: {told}; repair, convert or remove them"
 
 
 def quarantine(problems: Sequence[str], listing: Path) -> None:

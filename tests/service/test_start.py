@@ -27,11 +27,12 @@ def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
     [
         (["--port", "70000"], "--port (DARKROOM_PORT): Input should be less than or equal to 65535, not '70000'"),
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
+        (["--max-pix", "3"], "unrecognized arguments: --max-pix 3"),
         (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
         (["--dtype", "int8"], "--dtype"),
         (["--objective-p99-ms", "0"], "--objective-p99-ms (DARKROOM_OBJECTIVE_P99_MS): Input should be greater than 0"),
         pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
-        (["--host", "203.0.113.1"], "--host 203.0.113.1"),
+        (["--host", "203.0.113.1"], "Cannot assign requested address; choose another with --host"),
         (
             ["--port", "8123", "--metrics-port", "8123"],
             "--metrics-port (DARKROOM_METRICS_PORT): Value error, must not be",
