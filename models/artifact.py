@@ -3,7 +3,7 @@
     save   classifier -> script -> archive with manifest, goldens, weights, card -> sealed -> proved -> in place
     load   seal -> manifest -> digest -> module          (`models.engine` then replays the goldens on the device)
 
-With `models/engine.py` the only place that names torch.jit.
+TorchScript is hidden here and in `models.optimisation`; `models.classifier` only marks what is exported.
 """
 
 import hashlib

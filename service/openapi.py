@@ -272,7 +272,9 @@ def document(
     names = ", ".join(one.name for one in manifests)
     about: Json = {"title": f"Darkroom: {names}", "version": release, "license": {"name": "Apache-2.0"}}
     if not several:
-        about["description"] = f"What is the model's answers with its name behind it, too: /predict/{names}"
+        about["description"] = (
+            f"/predict, /feedback and /info answer with the model's name behind them, too: /predict/{names}"
+        )
     return {
         "openapi": "3.1.0",
         "info": about,

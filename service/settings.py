@@ -77,7 +77,12 @@ class Settings(BaseSettings):
     objective_p99_ms: float | None = Field(
         None, gt=0, le=60_000, description="batches as large, and queues as long, as let 99 % be answered in this time"
     )
-    capacity: int = Field(1024, ge=1, le=65_536, description="most images accepted and not yet answered, of each model")
+    capacity: int = Field(
+        1024,
+        ge=1,
+        le=65_536,
+        description="most images accepted and not yet answered, of each model; HTTP processes share it equally",
+    )
     capacity_bytes: int = Field(
         256 * MIB, ge=MIB, le=1 << 40, description="most bytes of bodies accepted and not yet answered, of each model"
     )
