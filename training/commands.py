@@ -311,8 +311,11 @@ def check_target(path: Path) -> None:
         except ArtifactError:
             raise TrainingError(f"--out {path} exists and is no artifact; remove it or name another file") from None
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise TrainingError(f"--out {path}: {parent} cannot be written")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # what is permitted is not always possible
+            pass
+    except OSError as error:
+        raise TrainingError(f"--out {path}: {parent} cannot be written: {error.strerror}") from None
 
 
 def check_classes(model: Path, expected: set[str], found: set[str]) -> None:

@@ -41,6 +41,7 @@ WRONG = {
     "weights that there are not": (["--weights", "DEFAULT"], "compact_cnn has no pretrained weights in torchvision"),
     "an artifact that is a folder": (["--out", "."], "--out . is a folder"),
     "an artifact in what is no folder": (["--out", "/dev/null/model.pt"], "/dev/null cannot be written"),
+    "an artifact where nothing can be made": (["--out", "/proc/model.pt"], "/proc cannot be written"),
     "a missing artifact": (["evaluate", "--model", "no.pt"], "no.pt: expected an artifact, found no such file"),
     "missing flags of export": (["export", "--arch", "simple_cnn"], "--weights, --classes, --out"),
 }
