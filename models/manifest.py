@@ -12,6 +12,7 @@ from models.errors import ArtifactError
 FILE = "manifest.json"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+NAME_TOLD = "letters, digits, '.', '_' and '-', at most 128, a letter or a digit first"
 
 
 class Record(BaseModel):

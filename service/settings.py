@@ -185,7 +185,10 @@ def made(**given: Any) -> Settings:
         name = str(first["loc"][0])
         value = "" if first["type"] == "missing" else f", not {first['input']!r}"
         advice = SERVICE_LINK_ADVICE if "tcp://" in str(first["input"]) else ""
-        raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {first['msg']}{value}{advice}") from None
+        told = first["msg"]
+        if first["type"] == "string_pattern_mismatch":
+            told = f"expected {Settings.model_fields[name].description}"
+        raise SettingsError(f"{flag(name)} ({PREFIX}{name.upper()}): {told}{value}{advice}") from None
 
 
 def refuse_unknown(environment: Mapping[str, str]) -> None:

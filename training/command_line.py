@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import Field, ValidationError
 from pydantic_settings import CliPositionalArg, CliSettingsSource
 
-from models.manifest import Name
+from models.manifest import NAME_TOLD, Name
 from training.errors import TrainingError
 from training.recipe import ARCHITECTURE, NONE, PRESETS, Device, Flags, InputSize, Recipe, Version, Workers, preset_for
 
@@ -183,4 +183,6 @@ def wrong_value(error: ValidationError) -> str:
     if not first["loc"]:
         return str(first["msg"]).removeprefix("Value error, ")
     flag = "--" + str(first["loc"][0]).replace("_", "-")
+    if first["type"] == "string_pattern_mismatch":  # only names have one
+        return f"{flag} {first['input']}: expected {NAME_TOLD}"
     return f"{flag} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"

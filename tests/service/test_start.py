@@ -30,6 +30,10 @@ def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
         (["--max-pix", "3"], "unrecognized arguments: --max-pix 3"),
         (["--formats", "heic"], "unknown format HEIC; known: JPEG, PNG, WEBP, GIF, BMP, TIFF"),
         (["--dtype", "int8"], "--dtype"),
+        (
+            ["--device", "tpu"],
+            "--device (DARKROOM_DEVICE): expected auto (the first GPU if there is one), cpu, cuda, or",
+        ),
         (["--objective-p99-ms", "0"], "--objective-p99-ms (DARKROOM_OBJECTIVE_P99_MS): Input should be greater than 0"),
         pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
         (["--host", "203.0.113.1"], "Cannot assign requested address; choose another with --host"),

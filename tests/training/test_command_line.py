@@ -42,6 +42,7 @@ WRONG = {
     "an artifact that is a folder": (["--out", "."], "--out . is a folder"),
     "an artifact in what is no folder": (["--out", "/dev/null/model.pt"], "/dev/null cannot be written"),
     "an artifact where nothing can be made": (["--out", "/proc/model.pt"], "/proc cannot be written"),
+    "a name that no path can have": (["--name", "a/b"], "--name a/b: expected letters, digits, '.', '_' and"),
     "a missing artifact": (["evaluate", "--model", "no.pt"], "no.pt: expected an artifact, found no such file"),
     "missing flags of export": (["export", "--arch", "simple_cnn"], "--weights, --classes, --out"),
 }
