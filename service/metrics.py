@@ -94,7 +94,7 @@ IMAGES_REJECTED = Family(
     "darkroom_images_rejected_total", "Images and requests with unusable input", ("reason",), each(REJECTIONS)
 )
 REQUESTS_IN_FLIGHT = Family("darkroom_requests_in_flight", "Requests being answered", gauge=True)
-# HTTP processes add what waits for an answer, workers subtract what is in a batch.
+# HTTP processes tell what waits for an answer, workers subtract what is in a batch.
 QUEUE_DEPTH = Family("darkroom_queue_depth", "Images accepted and not yet in a batch", gauge=True)
 QUEUE_BYTES = Family("darkroom_queue_bytes", "Bytes of the bodies accepted and not yet answered", gauge=True)
 REFUSED = Family("darkroom_refused_total", "Requests refused or out of time", ("reason",), each(REFUSALS))
@@ -219,7 +219,7 @@ class Metrics:
             self.cells[at] += n
 
     def set(self, family: Family, value: float, *values: str) -> None:
-        """Let a gauge, which no other process counts, have this value."""
+        """Let this process's part of a gauge have this value."""
         at, _ = self.places[family.name][values]
         self.cells[at] = value
 

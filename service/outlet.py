@@ -12,9 +12,9 @@ from service.transport import MESSAGE_BODIES_BYTES, MESSAGE_IMAGES, REQUEST, Ite
 class Outlet:
     """Descriptors that come together travel together."""
 
-    def __init__(self, sender: socket.socket, before: Callable[[], None]) -> None:
-        """`sender` is the sending end of the side's requests; `before` they go, this is called."""
-        self.sender, self.before = sender, before
+    def __init__(self, sender: socket.socket, before_sending: Callable[[], None]) -> None:
+        """`sender` is the sending end of the side's requests; `before_sending` is called once a turn."""
+        self.sender, self.before_sending = sender, before_sending
         self.sender.setblocking(False)
         self.backlog: deque[Item] = deque()
         self.blocked = False  # the socket takes no more for now
@@ -38,7 +38,7 @@ class Outlet:
         if self.blocked:
             self.loop.remove_writer(self.sender)
             self.blocked = False
-        self.before()
+        self.before_sending()
         while self.backlog:
             count = together(self.backlog)
             try:

@@ -67,6 +67,17 @@ def test_open_files_are_raised_to_what_connections_need_and_bound_them_with_a_wa
     assert len(finished.stderr.splitlines()) <= 1
 
 
+def test_a_signal_in_the_middle_of_an_import_waits_for_its_end() -> None:
+    program = (
+        "import os, signal\nfrom service.__main__ import signals_later\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('told'))\n"
+        "with signals_later():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('imported')\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+
+    assert ["imported", "told"] == finished.stdout.split()
+
+
 def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
     assert "--model (DARKROOM_MODEL): Field required" in only_line(running.run())
 
