@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import __version__, administration, feedback, open_inference, openapi, page, speed
-from service.board import FAILED
+from service.board import FAILED, SIDES
 from service.call import refuse_unready
 from service.errors import NO_ROUTE, MethodNotAllowed, NotFound, NotReady, ServiceError
 from service.keys import Keys
@@ -186,8 +186,9 @@ def scrape_of(models: Sequence[Model], others: Sequence[Cells], settings: Settin
 
     def served() -> Iterator[tuple[str, ...]]:
         for model in models:
-            for facts in model.transport.all_told():
-                yield model.name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
+            for side in filter(model.transport.opened, range(SIDES)):
+                for facts in model.transport.told_on(side):
+                    yield model.name, facts["version"], facts["digest"], facts["device"], facts["dtype"]
 
     only = len(models) == 1
     counted = [
