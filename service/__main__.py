@@ -2,11 +2,8 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import forkserver
 
@@ -18,53 +15,37 @@ from service.console import ADMIN_FLAG
 from service.edition import look_for_models
 from service.orphans import PARENT
 from service.settings import ADMIN_KEYS_VARIABLE, SettingsError
+from service.signals import Signals
 from service.sockets import StartError, hold_port
-
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def main() -> int:
     """Serve; exit code 2 with one line where a setting or the artifact is wrong."""
-    # Until `run` takes over; as process 1 a signal without a handler would be dropped.
-    for number in STOPPING:
-        signal.signal(number, lambda *_: sys.exit(0))
-    if sys.argv[1:2] == ["models"]:
-        return console.main(sys.argv[2:])
+    signals = Signals()
     try:
-        settings = settings_module.load(sys.argv[1:])
-        keys = keys_module.load(settings.api_keys_file, os.environ)
-        admins = keys_module.load(settings.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE)
-        found = look_for_models(settings.model, settings.keep_images)
-        if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
-            raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
-        holder = hold_port(settings.host, settings.port)
-    except (SettingsError, ArtifactError, StartError) as error:
-        return refuse(error)
-    try:
-        start_nursery()
-        with signals_later():
+        with signals.waiting():
+            if sys.argv[1:2] == ["models"]:
+                return console.main(sys.argv[2:])
+            settings = settings_module.load(sys.argv[1:])
+            keys = keys_module.load(settings.api_keys_file, os.environ)
+            admins = keys_module.load(settings.admin_keys_file, os.environ, ADMIN_FLAG, ADMIN_KEYS_VARIABLE)
+            found = look_for_models(settings.model, settings.keep_images)
+            if settings.tracing and not (installed("opentelemetry.sdk") and installed("opentelemetry.exporter.otlp")):
+                raise StartError("--tracing needs OpenTelemetry: pip install 'darkroom[tracing]'")
+            holder = hold_port(settings.host, settings.port)
+            start_nursery()
+        try:
             from service import seams
 
             seams.check()
             from service.server import run
-    except ImportError as error:
-        return refuse(f"{error}; install the versions that requirements.lock names")
-    except StartError as error:
+        except ImportError as error:
+            return refuse(f"{error}; install the versions that requirements.lock names")
+        return run(settings, found, keys, admins, holder, signals)
+    except KeyboardInterrupt:
+        return 0
+    except (SettingsError, ArtifactError, StartError) as error:
         return refuse(error)
-    try:
-        return run(settings, found, keys, admins, holder)
-    except StartError as error:
-        return refuse(error)
-
-
-@contextmanager
-def signals_later() -> Iterator[None]:
-    """A signal waits: raised in the middle of an import, some libraries turn an exit into an error of their own."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def start_nursery() -> None:

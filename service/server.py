@@ -43,6 +43,7 @@ from service.predict import ROUTE
 from service.protocol import Protocol
 from service.room import Room, connections_each
 from service.settings import Settings
+from service.signals import Signals
 from service.sockets import StartError, hold_port, listener, taken
 from service.standins import Idle, Shutdown
 from service.supervisor import Supervisor
@@ -57,7 +58,13 @@ class Server(litserve.LitServer):
     """LitServe with our transport, sockets and watch over the processes."""
 
     def __init__(
-        self, settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, holder: socket.socket
+        self,
+        settings: Settings,
+        found: Sequence[Found],
+        keys: Keys,
+        admins: Keys,
+        holder: socket.socket,
+        signals: Signals,
     ) -> None:
         """`holder` holds the port; each HTTP process listens on a socket of its own beside it."""
         accelerator, devices = litserve_devices(settings.device)
@@ -68,14 +75,13 @@ class Server(litserve.LitServer):
             workers_per_device=settings.workers,
             timeout=False,
         )
-        self.settings, self.holder = settings, holder
+        self.settings, self.holder, self.signals = settings, holder, signals
         if settings.metrics_port is not None:
             self.metrics_holder = hold_port(settings.host, settings.metrics_port, "--metrics-port")
         self.models = [Model(one, settings, keys, len(self.devices), self.launch) for one in found]
         self.supervisor = Supervisor([model.keeper for model in self.models])
         self.sockets = [holder]
         self.manager: Any = None
-        self.stopping = False
         self._monitor_workers = False  # the supervisor replaces it
         self.uvicorn_graceful_timeout = LONGEST_TIMEOUT_MS // 1000 + 1
         self.front = Front(self.app, self.models, settings, keys, admins)
@@ -97,14 +103,15 @@ class Server(litserve.LitServer):
         first = self.models[0].transport
         self.litapi_request_queues[self.lit_api.api_path] = first  # LitServe only wants one to be there
         self._transport = Idle(self.stop)
-        self._shutdown_event = Shutdown(first)
+        self._shutdown_event = Shutdown(self.signals)
         return manager
 
     def launch_inference_worker(self, _: Any) -> list[BaseProcess]:
         """The first workers; spares are left to the supervisor."""
         for model in self.models:
             for berth in model.first_berths:
-                self.launch(model, model.crews[0], berth)
+                with self.signals.waiting():  # for the nursery, which may be importing torch
+                    self.launch(model, model.crews[0], berth)
                 berth.serve()
         return []  # `launch` keeps the list itself
 
@@ -141,7 +148,9 @@ class Server(litserve.LitServer):
         """Wait until every worker has proved the artifact; stop at the first that cannot."""
         workers: list[BaseProcess] = self.inference_workers
         while not all(model.loaded for model in self.models):
-            if wait([worker.sentinel for worker in workers], timeout=0.05):
+            with self.signals.waiting():
+                ended = wait([worker.sentinel for worker in workers], timeout=0.05)
+            if ended:
                 first = next(worker for worker in workers if wait([worker.sentinel], timeout=0))
                 first.join()
                 code = first.exitcode
@@ -175,7 +184,8 @@ class Server(litserve.LitServer):
         while not answers(address):
             if self.phase == FAILED:
                 return
-            sleep(0.01)
+            with self.signals.waiting():
+                sleep(0.01)
         with self.supervisor.looking:
             if self.phase == FAILED:
                 return
@@ -192,7 +202,8 @@ class Server(litserve.LitServer):
 
     def stop(self) -> None:
         """The main process sends the workers nothing more, and the HTTP processes end side by side."""
-        self.stopping = True
+        if self.phase != FAILED:
+            self.phase = DRAINING
         for process in self.supervisor.http:
             process.terminate()  # LitServe ends one after another
         for model in self.models:
@@ -217,6 +228,8 @@ class Server(litserve.LitServer):
             from service.tracing import Tracing
 
             tracing = Tracing()
+        if self.signals.asked:  # before uvicorn had a handler
+            signal.raise_signal(signal.SIGTERM)
         self.front.begin(app.response_queue_id, tracing)
         async with super().lifespan(app):
             yield
@@ -276,7 +289,9 @@ def banner(models: Sequence[Model], address: tuple[Any, ...], facts: dict[str, A
     )
 
 
-def run(settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, holder: socket.socket) -> int:
+def run(
+    settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, holder: socket.socket, signals: Signals
+) -> int:
     """Serve what was found on the port that `holder` holds until a signal; the process's exit code.
 
     Raises:
@@ -284,25 +299,9 @@ def run(settings: Settings, found: Sequence[Found], keys: Keys, admins: Keys, ho
     """
     started = monotonic()
     logs.configure(settings.log_format)
-    server = Server(settings, found, keys, admins, holder)
-    main = os.getpid()
+    server = Server(settings, found, keys, admins, holder, signals)
     # Also for LitServe's manager, which nothing else would end if this process were killed.
-    os.register_at_fork(after_in_child=partial(end_with_parent, main))
-
-    def stop(number: int, _: Any) -> None:
-        # Forked HTTP processes inherit this handler, and uvicorn raises the signal again at its end.
-        if os.getpid() != main:
-            return
-        # LitServe stops its children on KeyboardInterrupt only; plain SIGTERM would orphan them.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if server.phase != FAILED:
-            server.phase = DRAINING
-        if not server.stopping:  # LitServe stops already when its manager is lost, and must not be interrupted
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    os.register_at_fork(after_in_child=partial(end_with_parent, os.getpid()))
     # Interrupted while loading; or the manager is lost, as the supervisor tells.
     with suppress(KeyboardInterrupt, EOFError, ConnectionError), closing(server):
         server.run(

@@ -7,8 +7,7 @@ from typing import Any
 
 from litserve.transport.base import MessageTransport
 
-from service.board import LOADING, READY
-from service.transport import Transport
+from service.signals import Signals
 
 SIGNAL_S = 0.5  # after which a signal that was missed is seen
 
@@ -46,11 +45,16 @@ class Idle(MessageTransport):
 class Shutdown:
     """Stands where LitServe waits for its end, without a bound: a signal that comes just before that is missed."""
 
-    def __init__(self, transport: Transport) -> None:
-        """The handler of signals changes the transport's phase."""
-        self.transport = transport
+    def __init__(self, signals: Signals) -> None:
+        """A signal is the end."""
+        self.signals = signals
 
     def wait(self) -> None:
-        """Wait until the service is to end."""
-        while self.transport.phase in (LOADING, READY):
-            sleep(SIGNAL_S)
+        """Wait for it.
+
+        Raises:
+            KeyboardInterrupt: it has come.
+        """
+        with self.signals.waiting():
+            while True:
+                sleep(SIGNAL_S)

@@ -67,15 +67,30 @@ def test_open_files_are_raised_to_what_connections_need_and_bound_them_with_a_wa
     assert len(finished.stderr.splitlines()) <= 1
 
 
-def test_a_signal_in_the_middle_of_an_import_waits_for_its_end() -> None:
+def test_a_signal_where_nothing_is_waited_for_ends_the_next_wait() -> None:
     program = (
-        "import os, signal\nfrom service.__main__ import signals_later\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('told'))\n"
-        "with signals_later():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('imported')\n"
+        "import os, signal\nfrom service.signals import Signals\nsignals = Signals()\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "if os.fork() == 0: os._exit(0)\n"
+        "os.wait()\nprint('forked')\n"
+        "try:\n    with signals.waiting(): print('waited')\n"
+        "except KeyboardInterrupt: print('ended')\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
 
-    assert ["imported", "told"] == finished.stdout.split()
+    assert (["forked", "ended"], "") == (finished.stdout.split(), finished.stderr)
+
+
+def test_a_signal_ends_a_wait_once() -> None:
+    program = (
+        "import os, signal\nfrom service.signals import Signals\nsignals = Signals()\n"
+        "try:\n    with signals.waiting(): os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('left alone')\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+
+    assert ("left alone\n", "") == (finished.stdout, finished.stderr)
 
 
 def test_a_missing_model_flag_stops_the_start_with_one_line() -> None:
