@@ -45,6 +45,19 @@ RUN if [ -n "${TORCH_INDEX}" ]; then \
     fi
 
 
+FROM build AS compiled
+ARG INDEX_URL
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+      $(test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" || echo python3-dev)
+RUN uv pip install --require-hashes ${INDEX_URL:+--default-index "${INDEX_URL}"} \
+      --requirement pyproject.toml --extra compile --extra tracing --constraint requirements-base.lock \
+      --excludes apart.txt --excludes training.txt
+COPY models models
+COPY service service
+RUN /opt/darkroom/bin/python -B -m service.compile
+
+
 FROM ${BASE_IMAGE} AS runtime
 # The base's pip is not needed any more, and scanners count it. A new volume takes over the owner of /artifacts.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
@@ -79,7 +92,7 @@ ENTRYPOINT ["python", "-m", "training"]
 
 
 FROM runtime AS serving
-COPY service service
+COPY --from=compiled /build/service service
 USER 10001:10001
 ENV DARKROOM_MODEL=/artifacts/model.pt DARKROOM_HOST=0.0.0.0
 EXPOSE 8000

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from models.errors import ImageError
 from models.manifest import Manifest
@@ -68,18 +68,25 @@ class Content:
     error: AnyError | None = None
 
 
+class Shared(NamedTuple):
+    """What all of a model's endpoints share; `channel` gives this process's, which exists once the process serves."""
+
+    manifest: Manifest
+    settings: Settings
+    keys: Keys
+    journal: Journal
+    channel: Callable[[], Channel]
+
+
 class Endpoint(ABC):
     """What all calls of one protocol in one HTTP process share."""
 
     route: ClassVar[str]  # as metrics and logs name it
 
-    def __init__(
-        self, manifest: Manifest, settings: Settings, keys: Keys, journal: Journal, channel: Callable[[], Channel]
-    ) -> None:
-        """`channel` gives this process's channel, which exists once the process serves."""
-        self.manifest, self.settings, self.keys = manifest, settings, keys
-        self.journal, self.metrics = journal, journal.metrics
-        self.channel = channel
+    def __init__(self, shared: Shared) -> None:
+        """Nothing is asked yet."""
+        self.manifest, self.settings, self.keys, self.journal, self.channel = shared
+        self.metrics = self.journal.metrics
         self.tracing: Tracing | None = None
         self.feedback: Feedback | None = None  # that remembers the predictions
 

@@ -8,10 +8,9 @@ correction, which is counted beside the first, as counters never fall, and takes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from service.album import Album
-from service.call import Asked, Content, Endpoint
+from service.call import Asked, Content, Endpoint, Shared
 from service.errors import BadJson, BadParameter, ContentType, NotFound, TooLarge
 from service.journal import REQUEST_ID
 from service.memory import Memory, key_of
@@ -40,9 +39,9 @@ class Feedback(Endpoint):
 
     route = ROUTE
 
-    def __init__(self, *shared: Any) -> None:
+    def __init__(self, shared: Shared) -> None:
         """Made in the main process, so that HTTP processes share the memory."""
-        super().__init__(*shared)
+        super().__init__(shared)
         processes = self.settings.http_processes
         self.predicted, self.judged = Memory(processes, ROWS), Memory(processes, ROWS)
         self.labels = {name: index for index, name in enumerate(self.manifest.classes)}
@@ -89,7 +88,7 @@ class Feedback(Endpoint):
             raise BadJson("The body is not valid JSON.") from None
         if not isinstance(document, dict):
             raise BadJson(SHAPE)
-        request_id, name, image = (document.get(member) for member in ("request_id", "class", "image"))
+        request_id, name, image = [document.get(member) for member in ("request_id", "class", "image")]
         counted = image is None or (type(image) is int and 0 <= image < self.settings.max_images)
         if not isinstance(request_id, str) or not isinstance(name, str) or not counted:
             raise BadJson(SHAPE)

@@ -30,7 +30,7 @@ ROUTES = (
     *("/openapi.json", V2_ROUTE, V2_INFER_ROUTE, MODELS_ROUTE, OTHER_ROUTE),
 )
 STATUSES = sorted(
-    {200, 202, DISCONNECTED, *(int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base))}
+    {200, 202, DISCONNECTED, *[int(leaf.status) for base in (ServiceError, ImageError) for leaf in leaves(base)]}
 )
 REJECTIONS = tuple(leaf.code for base in (Rejected, ImageError) for leaf in leaves(base))
 REFUSALS = tuple(leaf.code for leaf in leaves(Refused))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service import feedback, open_inference, predict, speed
 from service.album import Album, Sweeper
 from service.board import LONGEST_DOCUMENT, SIDES
-from service.call import Endpoint
+from service.call import Endpoint, Shared
 from service.channel import Channel
 from service.crew import Berth, Crew
 from service.drift import Drift
@@ -83,9 +83,9 @@ class Model:
         self.keeper.also = rollout.look, drift.look
         self.channel: Channel | None = None
         self.journal = Journal(self.metrics, settings.access_log, self.name)
-        shared = manifest, settings, keys, self.journal, self.open_channel
-        self.predict, self.open_inference = Predict(*shared), OpenInference(*shared)
-        self.feedback = Feedback(*shared) if settings.feedback else None
+        shared = Shared(manifest, settings, keys, self.journal, self.open_channel)
+        self.predict, self.open_inference = Predict(shared), OpenInference(shared)
+        self.feedback = Feedback(shared) if settings.feedback else None
         self.predict.feedback = self.open_inference.feedback = self.feedback
         self.sweeper: Sweeper | None = None
         if self.feedback and found.album:

@@ -112,7 +112,7 @@ class OpenInference(Endpoint):
         if len(inputs) != 1 or not isinstance(inputs[0], dict):
             raise BadJson(f"Send exactly one input, `{IMAGE}` or `{PIXELS}`.")
         given = inputs[0]
-        name, datatype, shape = (given.get(key) for key in ("name", "datatype", "shape"))
+        name, datatype, shape = [given.get(key) for key in ("name", "datatype", "shape")]
         if name not in (IMAGE, PIXELS):
             raise BadParameter(f"The inputs are `{IMAGE}` and `{PIXELS}`; send one of them.")
         if datatype != DATATYPES[name]:

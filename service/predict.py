@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qs
 
-from service.call import Asked, Content, Endpoint, whole_number
+from service.call import Asked, Content, Endpoint, Shared, whole_number
 from service.errors import BY_CODE, AnyError, BadParameter, Rejected, problem
 from service.forms import images
 from service.transport import Answer
@@ -29,9 +28,9 @@ class Predict(Endpoint):
 
     route = ROUTE
 
-    def __init__(self, *shared: Any) -> None:
+    def __init__(self, shared: Shared) -> None:
         """What is the same in every reply is written once."""
-        super().__init__(*shared)
+        super().__init__(shared)
         self.classes = [
             f'{{"class": {json.dumps(name)}, "index": {index}, "probability": '
             for index, name in enumerate(self.manifest.classes)

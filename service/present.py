@@ -11,11 +11,12 @@ import pynvml
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service import __version__
+from service import __version__, compiled
 from service.settings import Settings
 from service.transport import Transport
 
-BUILD = {"version": __version__, "python": python_version()} | {name: version(name) for name in ("torch", "litserve")}
+BUILD = {"version": __version__, "compiled": str(compiled).lower(), "python": python_version()}
+BUILD |= {name: version(name) for name in ("torch", "litserve")}
 
 
 class Present(Collector):

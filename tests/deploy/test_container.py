@@ -95,7 +95,7 @@ def post(body: bytes, port: int = 8000) -> requests.Response:
 def test_the_image_is_labelled_small_and_without_what_it_does_not_need(engine: Engine) -> None:
     (image,) = json.loads(engine.docker("image", "inspect", "darkroom"))
     labels = {name.rpartition(".")[2]: text for name, text in image["Config"]["Labels"].items()}
-    inside = "ls /app; which gcc cc g++ pip uv; for name in matplotlib triton training; do "
+    inside = "ls /app; which gcc cc g++ pip uv mypyc; for name in matplotlib triton training; do "
     inside += 'python -c "import $name" 2> /dev/null && echo $name; done; id -u'
     told = engine.docker("run", "--rm", "--network", "none", "--entrypoint", "sh", "darkroom", "-c", inside)
 

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from service import settings
 from service.board import DRAINING, READY
-from service.call import Endpoints
+from service.call import Endpoints, Shared
 from service.head import Head, head_of
 from service.journal import Journal
 from service.keys import Keys
@@ -169,7 +169,7 @@ async def listening(model: Path) -> AsyncIterator[tuple[Transport, list[Protocol
     with connected(capacity=4) as (transport, channel):
         transport.phase = READY
         made = settings.made(model=model)
-        endpoint = Predict(MANIFEST, made, Keys(), Journal(channel.metrics, access_log=False), lambda: channel)
+        endpoint = Predict(Shared(MANIFEST, made, Keys(), Journal(channel.metrics, access_log=False), lambda: channel))
         endpoints = Endpoints({"/predict": endpoint}, endpoint.journal)
         config = Config(nowhere, log_config=None)
         config.load()

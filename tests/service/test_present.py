@@ -8,7 +8,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service import __version__
+from service import __version__, compiled
 from service.present import Present
 from service.settings import Settings
 from service.transport import Transport
@@ -21,6 +21,7 @@ def test_a_scrape_tells_the_build_the_workers_and_how_long_they_loaded(service: 
 
     assert f'version="{__version__}"' in build
     assert f'torch="{version("torch")}"' in build
+    assert f'compiled="{str(compiled).lower()}"' in build
     assert 1 == service.sample("darkroom_workers_ready")
     assert 1024 == service.sample("darkroom_capacity_images")
     assert 0 < service.sample("darkroom_load_seconds") < 90
