@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks.plan import Plan, Row
+from service import compiled
 
 HOUSE = Path(__file__).parents[1]
 CONFIDENCE = 0.95
@@ -63,6 +64,7 @@ def conditions(plan: Plan) -> dict[str, Any]:
         "gpu": output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "compiled": compiled,
         **{name: version(name) for name in ("torch", "litserve")},
         "wrk": " ".join(output("wrk", "-v").split()[1:2]),
         "commit": commit(),
@@ -85,7 +87,8 @@ def sentence(told: Mapping[str, Any]) -> str:
     rounds = rounds if options["rounds"] > 1 else ""
     return (
         f"{told['gpu'] + ', ' if told['gpu'] else ''}{told['cpu']}, {told['cores']} cores, Linux {told['kernel']}; "
-        f"Python {told['python']}, torch {told['torch']}, LitServe {told['litserve']}, wrk {told['wrk']}; "
+        f"Python {told['python']}{', compiled' if told['compiled'] else ''}, "
+        f"torch {told['torch']}, LitServe {told['litserve']}, wrk {told['wrk']}; "
         f"commit {told['commit']}, {told['date'][:10]}{rounds}{quick}"
     )
 
