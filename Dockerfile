@@ -10,8 +10,9 @@
 #   COPY --chmod=0444 model.pt /artifacts/model.pt
 #
 # Every flag of `python -m service` is a DARKROOM_ variable too; give the port as one, so that HEALTHCHECK knows it.
-# Build arguments:
-#   BASE_IMAGE   any Debian with Python 3.11 to 3.13 and venv; the CA certificates that it holds are trusted
+# Building takes a C compiler from the base's Debian mirror, and leaves it behind. Build arguments:
+#   BASE_IMAGE   any Debian with Python 3.11 to 3.13 and venv, its own or one with headers; the CA certificates that it
+#                holds are trusted
 #   INDEX_URL    the package index, where it is not the tools' own default
 #   EXTRAS       `tracing`, for --tracing
 #   TORCH_INDEX  an index with CPU builds of the locked torch and torchvision, which spare the image gigabytes of CUDA

@@ -1,6 +1,6 @@
 # One command for each job; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test bench campaign lock system
+.PHONY: help setup compiled serve test bench campaign lock system
 
 PORT ?= 8000
 # Two more than there are cores: tests also wait, for deadlines and for drains.
@@ -10,7 +10,6 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python && break; done)
 UV = $(shell command -v uv || echo .venv/bin/uv)
 READY := .venv/.ready
-COMPILED := service/compiled/.made
 # Tests may write inside the checkout only: their temporary files and every library's cache go here.
 # Tests run side by side, so a thread that waits must not spin; of the slow ones the longest come first, as they lie.
 TEST_ENV := env --unset=PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
@@ -21,7 +20,7 @@ COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --f
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) $(COMPILED)  ## make .venv with all that the other targets need (TORCH_INDEX=URL takes torch from there: CPU-only)
+setup: compiled  ## make .venv with all that the other targets need (TORCH_INDEX=URL takes torch from there: CPU-only)
 
 # uv is the one on PATH or, failing that, the locked one. The base lock has all but torch and what it brings. Compiled here
 # once (20 s): where Python may not write bytecode, each process would compile torch anew, which doubles its start.
@@ -38,23 +37,21 @@ else
 endif
 	@mkdir -p .venv/tmp .venv/cache && touch $@
 
-# Half a minute, and without a C compiler not at all: the service is then slower.
-$(COMPILED): $(wildcard service/*.py) | $(READY)
-	-.venv/bin/python -m service.compile
-	@mkdir -p $(@D) && touch $@
+compiled: $(READY)  # again where a source has changed, 40 s; not without a C compiler: the service is then slower
+	@.venv/bin/python -m service.compile || true
 
 ifeq ($(shell uname -s),Darwin)
 serve:
 	@echo "Serving is for Linux. On macOS it runs in the container: docker compose up" >&2; exit 1
 else
-serve: $(READY) $(COMPILED) artifacts/model.pt  ## train the demo model unless artifacts/model.pt exists, and serve it on PORT (8000)
+serve: compiled artifacts/model.pt  ## train the demo model unless artifacts/model.pt exists, and serve it on PORT (8000)
 	exec .venv/bin/python -m service --model artifacts/model.pt --port $(PORT)
 endif
 
 artifacts/model.pt: | $(READY)
 	.venv/bin/python -m training --data shapes10 --recipe demo --out $@
 
-test: $(READY) $(COMPILED)  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
+test: compiled  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -62,11 +59,11 @@ test: $(READY) $(COMPILED)  ## lint, types and every test (STRICT=1: nothing but
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 
 # accuracy needs the real data; the GPU has a suite of its own: python -m benchmarks gpu.
-bench: $(READY) $(COMPILED)  ## measure the service, 45 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
+bench: compiled  ## measure the service, 45 minutes, to benchmarks/results (PEERS=1: mosec too, a download; TEST_DATA=DIR: photos)
 	for suite in "compare $(if $(PEERS),--peers)" "pairs $(if $(PEERS),--peers)" stages batches growth $(if $(TEST_DATA),accuracy); do \
 		.venv/bin/python -m benchmarks $$suite || exit; done
 
-campaign: $(READY) $(COMPILED)  ## break the service for real under load, 27 minutes, to benchmarks/results (ONLY="F1 kills": these alone)
+campaign: compiled  ## break the service for real under load, 27 minutes, to benchmarks/results (ONLY="F1 kills": these alone)
 	.venv/bin/python -m benchmarks faults $(if $(ONLY),--only $(ONLY))
 	$(if $(ONLY),,.venv/bin/python -m benchmarks soak)
 

@@ -1,18 +1,30 @@
 """Serves an artifact: python -m service."""
 
+from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 __version__ = "0.1.0"
 
 HERE = Path(__file__).parent
 COMPILED = HERE / "compiled" / "service"  # by service/compile.py
+MADE_OF = "made_of"  # the file beside what was compiled that tells of what
+
+
+def sources() -> str:
+    """A digest of this package's modules as they are now, and of the Python that runs them."""
+    digest = sha256(EXTENSION_SUFFIXES[0].encode())
+    for path in sorted(HERE.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def fits(folder: Path) -> bool:
-    """Whether the modules in it were compiled of the sources that lie here, as far as their times tell."""
-    names = [(found, HERE / f"{found.name.partition('.')[0]}.py") for found in folder.glob("*.so")]
-    times = [(found.stat().st_mtime, source.stat().st_mtime) for found, source in names if source.exists()]
-    return bool(times) and all(made >= source for made, source in times)
+    """Whether what lies there was compiled of these sources, for this Python."""
+    try:
+        return (folder / MADE_OF).read_text() == sources()
+    except OSError:
+        return False
 
 
 compiled = fits(COMPILED)

@@ -171,6 +171,7 @@ class Server(litserve.LitServer):
                 routes.serve_metrics(self.front.scrape, self.settings.host, self.settings.metrics_port)
             except OSError as error:
                 raise taken(self.settings.host, self.settings.metrics_port, "--metrics-port", error) from None
+        self.signals.check()  # before the supervisor finds that HTTP processes have ended by it
         threading.Thread(target=self.supervisor.run, name="supervisor", daemon=True).start()
         for model in self.models:
             if model.sweeper:
@@ -181,12 +182,13 @@ class Server(litserve.LitServer):
     def announce(self) -> None:
         """Say that the service answers, once it does."""
         address = self.holder.getsockname()
-        while not answers(address):
-            if self.phase == FAILED:
-                return
+        while self.phase != FAILED:
             with self.signals.waiting():
+                if answers(address):
+                    break
                 sleep(0.01)
         with self.supervisor.looking:
+            self.signals.check()
             if self.phase == FAILED:
                 return
             for model in self.models:
@@ -299,7 +301,8 @@ def run(
     """
     started = monotonic()
     logs.configure(settings.log_format)
-    server = Server(settings, found, keys, admins, holder, signals)
+    with signals.waiting():
+        server = Server(settings, found, keys, admins, holder, signals)
     # Also for LitServe's manager, which nothing else would end if this process were killed.
     os.register_at_fork(after_in_child=partial(end_with_parent, os.getpid()))
     # Interrupted while loading; or the manager is lost, as the supervisor tells.

@@ -28,17 +28,25 @@ class Signals:
             if self.waits:
                 raise KeyboardInterrupt
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Here nothing is lost by an interrupt, of now or of before.
+    def check(self) -> None:
+        """Here nothing is lost by an interrupt.
 
         Raises:
             KeyboardInterrupt: a signal has come.
         """
+        if self.asked:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The same all the while.
+
+        Raises:
+            KeyboardInterrupt: a signal has come, or comes.
+        """
         self.waits = True
         try:
-            if self.asked:
-                raise KeyboardInterrupt
+            self.check()
             yield
         finally:
             self.waits = False

@@ -43,7 +43,7 @@ class Idle(MessageTransport):
 
 
 class Shutdown:
-    """Stands where LitServe waits for its end, without a bound: a signal that comes just before that is missed."""
+    """Stands where LitServe waits for its end, without a bound: a signal that comes just before would be missed."""
 
     def __init__(self, signals: Signals) -> None:
         """A signal is the end."""
@@ -57,4 +57,5 @@ class Shutdown:
         """
         with self.signals.waiting():
             while True:
+                self.signals.check()
                 sleep(SIGNAL_S)

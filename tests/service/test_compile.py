@@ -9,22 +9,30 @@ from pathlib import Path
 import pytest
 
 import service as package
-from service.compile import MODULES
+from service import MADE_OF
 from tests import running
 from tests.pictures import noise
 
 HOUSE = Path(package.__file__).parents[1]
 
 
-def test_what_was_compiled_is_taken_where_it_is_no_older_than_its_sources(tmp_path: Path) -> None:
-    for name in MODULES:
-        (tmp_path / f"{name}.cpython-311-x86_64-linux-gnu.so").touch()
-    latest = max((HOUSE / "service" / f"{name}.py").stat().st_mtime for name in MODULES)
+def test_what_was_compiled_is_taken_only_where_no_source_has_changed_since(tmp_path: Path) -> None:
+    (tmp_path / "service" / "compiled" / "service").mkdir(parents=True)
+    for source in (HOUSE / "service").glob("*.py"):
+        shutil.copy(source, tmp_path / "service")
+    made_of, changed = tmp_path / "service" / "compiled" / "service" / MADE_OF, tmp_path / "service" / "transport.py"
 
-    assert package.fits(tmp_path)
-    os.utime(tmp_path / "call.cpython-311-x86_64-linux-gnu.so", (latest, latest - 60 * 60 * 24 * 365 * 50))
-    assert not package.fits(tmp_path)
-    assert not package.fits(tmp_path / "none")
+    def taken() -> bool:
+        program = "import service; print(len(service.__path__))"
+        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+        return told.stdout == "2\n"
+
+    assert not taken()
+    made_of.write_text(package.sources())
+    assert taken()
+    changed.write_text(changed.read_text() + "# another\n")  # not compiled itself, but others are by what it says
+    os.utime(changed, (0, 0))
+    assert not taken()
 
 
 def test_these_tests_ask_what_was_compiled() -> None:
@@ -52,6 +60,6 @@ def test_without_a_compiler_one_line_says_so(compiler: str) -> None:
     )
 
     assert 2 == found.returncode
-    assert "not compiled: no C compiler (no-such-compiler). The service runs as plain Python, a fifth slower.\n" == (
+    assert "not compiled: no C compiler (no-such-compiler). The service runs as plain Python, which is slower.\n" == (
         found.stderr
     )
