@@ -16,10 +16,15 @@ from tests.pictures import noise
 HOUSE = Path(package.__file__).parents[1]
 
 
+def copy(*packages: str, to: Path) -> None:
+    """The sources alone."""
+    for name in packages:
+        shutil.copytree(HOUSE / name, to / name, ignore=shutil.ignore_patterns("compiled", "__pycache__"))
+
+
 def test_what_was_compiled_is_taken_only_where_no_source_has_changed_since(tmp_path: Path) -> None:
+    copy("service", to=tmp_path)
     (tmp_path / "service" / "compiled" / "service").mkdir(parents=True)
-    for source in (HOUSE / "service").glob("*.py"):
-        shutil.copy(source, tmp_path / "service")
     made_of, changed = tmp_path / "service" / "compiled" / "service" / MADE_OF, tmp_path / "service" / "transport.py"
 
     def taken() -> bool:
@@ -45,19 +50,18 @@ def test_these_tests_ask_what_was_compiled() -> None:
 
 
 def test_the_sources_alone_serve_as_well(model: Path, tmp_path: Path) -> None:
-    for name in "models", "service":
-        shutil.copytree(HOUSE / name, tmp_path / name, ignore=shutil.ignore_patterns("compiled", "__pycache__"))
+    copy("models", "service", to=tmp_path)
     with running.serving(model, PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1") as service:
         assert 'compiled="false"' in service.get("/metrics").text
         assert 200 == service.post(noise()).status_code
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "no-such-compiler -O1"])
-def test_without_a_compiler_one_line_says_so(compiler: str) -> None:
+def test_without_a_compiler_one_line_says_so(compiler: str, tmp_path: Path) -> None:
+    copy("service", to=tmp_path)
     env = running.environment() | {"CC": compiler}
-    found = subprocess.run(
-        [sys.executable, "-m", "service.compile"], capture_output=True, text=True, env=env, cwd=HOUSE
-    )
+    command = [sys.executable, "-m", "service.compile"]
+    found = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
 
     assert 2 == found.returncode
     assert "not compiled: no C compiler (no-such-compiler). The service runs as plain Python, which is slower.\n" == (
