@@ -50,7 +50,9 @@ FROM build AS compiled
 ARG INDEX_URL
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
-      $(test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" || echo python3-dev)
+    && if ! test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h"; then \
+      apt-get install --yes --no-install-recommends python3-dev; \
+    fi
 RUN uv pip install --require-hashes ${INDEX_URL:+--default-index "${INDEX_URL}"} \
       --requirement pyproject.toml --extra compile --extra tracing --constraint requirements-base.lock \
       --excludes apart.txt --excludes training.txt

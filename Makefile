@@ -37,7 +37,7 @@ else
 endif
 	@mkdir -p .venv/tmp .venv/cache && touch $@
 
-compiled: $(READY)  # again where a source has changed, 40 s; not without a C compiler: the service is then slower
+compiled: $(READY)  ## compile what every request passes, 40 s; setup, serve, test and bench do (no C compiler: serves slower)
 	@.venv/bin/python -m service.compile || true
 
 ifeq ($(shell uname -s),Darwin)

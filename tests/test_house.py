@@ -117,7 +117,9 @@ def test_the_compose_file_keeps_to_its_specification() -> None:
 
 
 def test_the_serving_image_is_built_last_and_holds_models_and_service_alone() -> None:
-    held = re.findall(r"^COPY (?!--from)(\S+)", stages()["runtime"] + stages()["serving"], re.MULTILINE)
+    held = re.findall(
+        r"^COPY (?:--from=compiled \S+ )?(?!--from)(\S+)", stages()["runtime"] + stages()["serving"], re.MULTILINE
+    )
 
     assert list(stages())[-1] == "serving"
     assert held == ["models", "service"]
