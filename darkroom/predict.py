@@ -18,6 +18,7 @@ from tqdm import tqdm
 from darkroom.client import CONCURRENCY, TIMEOUT_S, UNEXPECTED, UNREACHABLE, Answer, Client, PredictionError
 from models.archive import replacing
 from models.formats import pictures_in
+from models.interrupt import interrupt_by
 
 PROGRAM = "darkroom predict"
 HELP = f"""Ask a running service for the class of each image; a folder stands for all pictures below it.
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_by(signal.SIGTERM, signal.SIGINT)
     try:
         failed = run(parse(arguments))
         sys.stdout.flush()

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from models.interrupt import Interrupt
+
 STOPPING = signal.SIGTERM, signal.SIGINT
 
 
@@ -26,7 +28,7 @@ class Signals:
         if not self.asked:
             self.asked = True
             if self.waits:
-                raise KeyboardInterrupt
+                raise Interrupt
 
     def check(self) -> None:
         """Here nothing is lost by an interrupt.
@@ -35,7 +37,7 @@ class Signals:
             KeyboardInterrupt: a signal has come.
         """
         if self.asked:
-            raise KeyboardInterrupt
+            raise Interrupt
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

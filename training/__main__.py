@@ -1,16 +1,19 @@
 """`python -m training`: parses the command line, runs the command, turns errors into one line and an exit code."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from models.errors import ArtifactError
+from models.interrupt import interrupt_by
 from training.command_line import Check, Compare, Evaluate, Export, Resume, Train, parse
 from training.errors import TrainingError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
+    interrupt_by(signal.SIGINT)
     try:
         order = parse(arguments)
         # GNU OpenMP's threads spin while they wait. A short spin costs little on idle cores (an epoch of the demo 3.3 s

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from models.interrupt import Interrupt
+
 TOLD = {
     signal.SIGINT: "the best epoch so far is kept (Ctrl-C again aborts)",
     signal.SIGTERM: "a checkpoint is written, to go on from",
@@ -40,7 +42,7 @@ def interruptible() -> Iterator[Callable[[], signal.Signals | None]]:
     def ask(number: int, _: object) -> None:
         asked.append(signal.Signals(number))
         if len(asked) > 1:
-            raise KeyboardInterrupt
+            raise Interrupt
         if TELLS:
             print(f"\nstopping: {TOLD[asked[0]]}", file=sys.stderr, flush=True)
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from models import manifest as manifests
 from models.errors import ArtifactError
+from models.interrupt import interrupt_by
 from models.manifest import Manifest
 from service.bulk import on_ray, scoring
 from service.bulk.errors import Mistake
@@ -160,7 +161,7 @@ def score(order: argparse.Namespace, manifest: Manifest, found: Input, path: Seq
     """Write the parts after the first `done`; what came of it, for people."""
     from tqdm import tqdm
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_by(signal.SIGTERM, signal.SIGINT)
     started, tally = monotonic(), Counter[str]()
     first = done * order.rows
     style: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "disable": not sys.stderr.isatty()}

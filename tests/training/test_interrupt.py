@@ -76,3 +76,16 @@ def test_ctrl_c_before_the_first_epoch_ended_writes_nothing(photos: PhotoFolder)
     assert "error: stopped" in error
     assert "Traceback" not in error
     assert [root] == list(root.parent.iterdir())
+
+
+def test_ctrl_c_while_a_class_is_made_from_text_has_the_same_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, signal, sys\nfrom training import __main__ as training\n"
+        "text = 'os.kill(os.getpid(), signal.SIGINT); [None for _ in range(1000)]'\n"
+        "training.parse = lambda _: exec(text)\nsys.exit(training.main([]))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "program"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
+
+    assert (130, "error: stopped; nothing was published\n") == (finished.returncode, finished.stderr)
