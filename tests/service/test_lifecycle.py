@@ -337,7 +337,8 @@ def connection_to(service: Service) -> HTTPConnection:
 @pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
 def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path, to_group: bool) -> None:
     with serving(model) as service, closing(connection_to(service)) as client:
-        client.connect()
+        client.request("GET", "/livez")
+        client.getresponse().read()  # so that it has been accepted
         (os.killpg if to_group else os.kill)(service.process.pid, signal.SIGTERM)
         told, last = set(), False
         while not last:
