@@ -28,6 +28,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
 from service.board import SIDES, WORD_BYTES, Board
+from service.inlet import Inlet
 
 UID, CLAIMED, CLAIMER, TRACE = range(4)  # words (uint64) before a body; the last with those after it
 HEADER_BYTES = 6 * WORD_BYTES
@@ -120,7 +121,7 @@ class Transport(Board):
         """Make the sockets; processes forked before this hold no end of them, so that an end can be seen to close."""
         self.requests = [pair() for _ in range(SIDES)]
         # A worker's; here where both ends are in one process.
-        self.receiver, self.view = self.requests[self.side][1], memoryview(self.arena).toreadonly()
+        self.inlet, self.view = Inlet(self.requests[self.side][1]), memoryview(self.arena).toreadonly()
         self.orders = pair()  # from HTTP processes to the main process
         for end in self.orders:
             end.setblocking(False)
@@ -131,7 +132,7 @@ class Transport(Board):
         """What a spawned worker needs: the arena, the receiving end of requests, the sending ends of answers."""
         receiver = self.requests[self.side][1]
         senders = [sender for sender, _ in self.answers]
-        mapped = ("arena", "words", "requests", "receiver", "view", "orders", "answers", "news")
+        mapped = ("arena", "words", "requests", "inlet", "view", "orders", "answers", "news")
         plain = {name: value for name, value in vars(self).items() if name not in mapped}
         return plain | {"fd": DupFd(self.fd), "ends": (receiver, senders)}
 
@@ -142,14 +143,14 @@ class Transport(Board):
         self.fd = state["fd"].detach()
         self.map()
         self.view = memoryview(self.arena).toreadonly()
-        self.receiver = receiver
+        self.inlet = Inlet(receiver)
         self.answers = [(sender, None) for sender in senders]  # type: ignore[misc]
 
     # The worker's side
 
     def receive(self) -> list[Item]:
         """Wait for the next images, a few at most, and claim them; none when no HTTP process is left to send any."""
-        while message := self.receiver.recv(MESSAGE_IMAGES * REQUEST.size):
+        while message := self.inlet.receive(MESSAGE_IMAGES * REQUEST.size):
             if items := [item for fields in REQUEST.iter_unpack(message) if self.claim(item := Item._make(fields))]:
                 return items
         return []

@@ -40,7 +40,7 @@ def transported(processes: int = 1, workers: int = 1, room: int = ROOM) -> Itera
     transport = Transport(processes, workers, room, Metrics(()).size)
     transport.connect()
     transport.publish(0, MANIFEST.model_dump_json().encode())
-    transport.receiver.settimeout(SOON_S)
+    transport.inlet.timeout = SOON_S
     try:
         yield transport
     finally:

@@ -264,12 +264,12 @@ def test_what_is_late_fails_and_never_reaches_the_model_and_what_is_not_is_answe
 def test_descriptors_that_fill_a_message_leave_at_once() -> None:
     async def scenario() -> bytes:
         with connected(capacity=MESSAGE_IMAGES) as (transport, channel):
-            transport.receiver.setblocking(False)
+            transport.inlet.end.setblocking(False)
             submit(channel, [b"x"] * (MESSAGE_IMAGES - 1))
             with pytest.raises(BlockingIOError):
-                transport.receiver.recv(MESSAGE_BYTES)
+                transport.inlet.end.recv(MESSAGE_BYTES)
             submit(channel, [b"x"])
-            return transport.receiver.recv(MESSAGE_BYTES)
+            return transport.inlet.end.recv(MESSAGE_BYTES)
 
     assert MESSAGE_IMAGES * REQUEST.size == len(asyncio.run(scenario()))
 

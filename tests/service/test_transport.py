@@ -153,13 +153,12 @@ def narrow(end: socket.socket) -> None:
 
 def everything(transport: Transport) -> Iterator[Item]:
     """The images that the socket holds now."""
-    end = transport.receiver
-    end.setblocking(False)
+    transport.inlet.timeout = 0
     try:
         while True:
             yield from transport.receive()
-    except BlockingIOError:
-        end.settimeout(SOON_S)
+    except TimeoutError:
+        transport.inlet.timeout = SOON_S
 
 
 def test_a_full_socket_is_waited_for_by_whoever_answers_and_no_answer_is_lost() -> None:
@@ -246,7 +245,7 @@ def test_a_spawned_worker_reads_bodies_where_they_lie_and_cannot_change_them() -
     async def scenario() -> list[Answer]:
         with connected(capacity=2) as (transport, channel):
             worker = pickle.loads(ForkingPickler.dumps(transport))
-            worker.receiver.settimeout(SOON_S)
+            worker.inlet.timeout = SOON_S
             try:
                 request = submit(channel, [b"first", b"second!"])
                 items = await taken(worker, 2)
@@ -255,7 +254,7 @@ def test_a_spawned_worker_reads_bodies_where_they_lie_and_cannot_change_them() -
                 worker.answer(0, done(items))
                 return await soon(request)
             finally:
-                for end in (worker.receiver, worker.answers[0][0]):
+                for end in (worker.inlet.end, worker.answers[0][0]):
                     end.close()
                 resource_sharer.stop()
 
