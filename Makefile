@@ -1,6 +1,6 @@
 # One command for each job; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled serve test bench campaign lock system
+.PHONY: help setup compiled serve lint test bench campaign lock system
 
 PORT ?= 8000
 # Two more than there are cores: tests also wait, for deadlines and for drains.
@@ -11,8 +11,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 UV = $(shell command -v uv || echo .venv/bin/uv)
 READY := .venv/.ready
 # Tests may write inside the checkout only: their temporary files and every library's cache go here.
-# Tests run side by side, so a thread that waits must not spin; of the slow ones the longest come first, as they lie.
-TEST_ENV := env --unset=PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=PASSIVE TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
+# Tests run side by side, so a thread that waits must not spin, and training has one thread (a service sets its own
+# number); of the slow ones the longest come first, as they lie.
+TEST_ENV := env --unset=PYTHONDONTWRITEBYTECODE OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 TMPDIR=$(CURDIR)/.venv/tmp XDG_CACHE_HOME=$(CURDIR)/.venv/cache MPLCONFIGDIR=$(CURDIR)/.venv/cache/matplotlib
 # One lock for Python 3.11 to 3.13 on every platform (fewest: one version of each package); the index is the user's.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras \
 	--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_FLAGS)
@@ -51,10 +52,13 @@ endif
 artifacts/model.pt: | $(READY)
 	.venv/bin/python -m training --data shapes10 --recipe demo --out $@
 
-test: compiled  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
+lint: $(READY)  ## style and types
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+
+test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
+	@$(MAKE) --jobs 2 --output-sync compiled lint
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m "not slow"
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 

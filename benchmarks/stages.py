@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from statistics import median
+from time import monotonic, sleep
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import contenders, plots, servers
+from benchmarks.errors import BenchmarkError
 from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, distinct, number, select, spread, values
 from benchmarks.servers import Server
@@ -15,7 +17,10 @@ from benchmarks.workloads import Workload, prepare
 from service.metrics import STAGE_SECONDS, STAGES
 
 CONNECTIONS = (1, 16, 64)
+SETTLED_S = 30
+QUIET_S = 0.5  # longer than a pass
 REST = "HTTP and client"  # what the client waits for and no stage counts
+NOTHING = dict.fromkeys(STAGES, 0.0)
 
 
 def measure(plan: Plan) -> list[Row]:
@@ -42,13 +47,29 @@ def staged(server: Server, workload: Workload, plan: Plan) -> list[Row]:
     """A row for each number of connections."""
     rows: list[Row] = []
     for connections in CONNECTIONS:
-        before = server.metrics()
+        before = settled(server)
         found = server.load(workload.body, connections=connections, seconds=plan.seconds)
-        stages = times(before, server.metrics())
+        stages = times(before, settled(server))
         rows.append({"workload": workload.name, "connections": connections, "per_s": found.requests_per_s})
         rows[-1] |= {"errors": found.errors, "mean_ms": found.mean_ms, "stages_ms": stages}
         plan.say(f"{workload.name} over {connections} connections: {found.mean_ms:.2f} ms a request")
     return rows
+
+
+def settled(server: Server) -> Mapping[str, float]:
+    """A scrape once nothing has been counted for a while: what a load leaves behind belongs to it, not to the next.
+
+    Raises:
+        BenchmarkError: it does not end.
+    """
+    deadline = monotonic() + SETTLED_S
+    found = server.metrics()
+    while monotonic() < deadline:
+        sleep(QUIET_S)
+        before, found = found, server.metrics()
+        if times(before, found) == NOTHING:
+            return found
+    raise BenchmarkError(f"the service still works {SETTLED_S} s after the load")
 
 
 def times(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
