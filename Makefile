@@ -52,10 +52,11 @@ endif
 artifacts/model.pt: | $(READY)
 	.venv/bin/python -m training --data shapes10 --recipe demo --out $@
 
+# mypy's cache is its own: compiling, beside which this runs, has one too.
 lint: $(READY)  ## style and types
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
-	.venv/bin/mypy
+	MYPY_CACHE_DIR=.venv/cache/mypy .venv/bin/mypy
 
 test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
 	@$(MAKE) --jobs 2 --output-sync compiled lint
