@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from models import artifact, optimisation
+from models.engine import Sharing
 from models.formats import FORMATS, MAX_PIXELS
 from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Decoded, Failure, Pipeline
@@ -63,6 +64,24 @@ def test_a_canary_waits_for_no_fuller_batch_and_keeps_no_place_in_one(pipeline: 
 
     assert [canary.item] == [image.item for image in pipeline.next_batch()]
     assert monotonic() < begun + SOON_S
+
+
+@pytest.mark.parametrize(("joining", "least"), [(True, 4), (False, 1)])
+def test_a_pass_begins_beside_another_only_with_a_full_batch_where_joining_pays(
+    pipeline: Pipeline, joining: bool, least: int
+) -> None:
+    pipeline.engine = replace(pipeline.engine, sharing=Sharing(2))
+    pipeline.batch_size, pipeline.joining, (row,) = 4, joining, pipeline.engine.rows(1)
+    beside = []
+    for _ in range(least):
+        assert pipeline.enter(), "an idle model takes what there is"
+        beside.append(pipeline.enter())
+        pipeline.passes = 0
+        pipeline.decoded.put(Decoded(Item(0, 1, 0, 0, 1, 0.0, inf), row, None, 0.0, 0.0))
+    assert [False] * least == beside
+    assert pipeline.enter()
+    assert pipeline.enter()
+    assert not pipeline.enter(), "there are two passes"
 
 
 def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: Pipeline) -> None:

@@ -75,6 +75,20 @@ def test_the_worst_case_is_two_cycles_and_the_delay() -> None:
     assert pytest.approx(2 * 2 / 0.027) == found.images_per_second
 
 
+@pytest.mark.parametrize(
+    ("curve", "pays"),
+    [
+        ({1: 0.449, 2: 0.474, 4: 0.587, 8: 0.756, 16: 1.129, 32: 1.907}, True),  # SimpleCNN, ms, on two cores
+        ({1: 22.2, 2: 36.8, 4: 66.3, 8: 134.0}, False),  # ResNet-18
+        ({1: 0.4}, False),
+    ],
+)
+def test_joining_the_next_pass_pays_where_a_pass_takes_hardly_longer_for_an_image_more(
+    curve: dict[int, float], pays: bool
+) -> None:
+    assert pays == speed.joining_pays(curve)
+
+
 def test_each_http_process_knows_its_share_of_what_all_workers_do_before_the_first_answer() -> None:
     transport = Transport(2, 2, 1 << 16)
     for worker in range(2):
