@@ -59,7 +59,7 @@ lint: $(READY)  ## style and types
 	MYPY_CACHE_DIR=.venv/cache/mypy .venv/bin/mypy
 
 test: $(READY)  ## lint, types and every test (STRICT=1: nothing but "no GPU" may skip; TEST_DATA=DIR: the real data)
-	@$(MAKE) --jobs 2 --output-sync compiled lint
+	@$(MAKE) --jobs 2 compiled lint
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile -m "not slow"
 	$(TEST_ENV) .venv/bin/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m slow
 

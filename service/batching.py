@@ -101,8 +101,8 @@ class Pipeline:
         self.batch_size = expected.batch_size
         if not expected.met:
             logger.warning("the objective cannot be met here", extra=expected.told()["objective"])
-        self.passes = 0  # under way
-        self.entering = threading.Lock()
+        self.under_way = 0  # passes
+        self.taking = threading.Lock()
         # Passes that take every core leave none to HTTP and decoding; a GPU's next images cross the bus meanwhile.
         self.joining = engine.passes == engine.cores and not engine.lanes and speed.joining_pays(engine.curve)
         self.forming = threading.Lock()  # held for one batch: passes that wait side by side would share what comes
@@ -227,19 +227,19 @@ class Pipeline:
 
         Whoever finds none free leaves its images to those who have one: they look again after giving theirs back.
         """
-        while not self.decoded.empty() and self.enter():
+        while not self.decoded.empty() and self.take_pass():
             while batch := self.next_batch():
                 self.predict(batch)
-            with self.entering:
-                self.passes -= 1
+            with self.taking:
+                self.under_way -= 1
 
-    def enter(self) -> bool:
+    def take_pass(self) -> bool:
         """Take a pass if one is free; beside another, where joining pays, only for a full batch."""
         least = self.batch_size if self.joining else 1
-        with self.entering:
-            if self.passes == self.engine.passes or (self.passes and self.decoded.qsize() < least):
+        with self.taking:
+            if self.under_way == self.engine.passes or (self.under_way and self.decoded.qsize() < least):
                 return False
-            self.passes += 1
+            self.under_way += 1
             return True
 
     def next_batch(self) -> list[Decoded]:

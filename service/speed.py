@@ -21,7 +21,7 @@ from service.pace import Pace
 from service.settings import Settings
 from service.transport import Transport
 
-# HTTP and pipeline, an image: README, "Serving speed", 4,000 to 5,000 a second where the network takes little.
+# HTTP and pipeline, an image: 4,000 to 5,000 a second on 2 cores of an Intel Xeon where the network takes little.
 REQUEST_S = 0.0002
 
 
@@ -88,8 +88,8 @@ def joining_pays(curve: Mapping[int, float]) -> bool:
 
     Then those that come meanwhile are answered sooner, and with less work, in one pass after that under way.
     """
-    one, most = min(curve), max(curve)
-    return one < most and curve[most] - curve[one] <= JOINING * curve[one] / one * (most - one)
+    most = max(curve)
+    return most > 1 and curve[most] - curve[1] <= JOINING * curve[1] * (most - 1)
 
 
 def worst_case(cycle: float, delay: float) -> float:

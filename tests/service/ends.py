@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from models.manifest import Architecture, Manifest
 from service.channel import Channel
+from service.inlet import Inlet
 from service.metrics import Metrics
 from service.transport import (
     HEADER_BYTES,
@@ -40,11 +41,17 @@ def transported(processes: int = 1, workers: int = 1, room: int = ROOM) -> Itera
     transport = Transport(processes, workers, room, Metrics(()).size)
     transport.connect()
     transport.publish(0, MANIFEST.model_dump_json().encode())
-    transport.inlet.timeout = SOON_S
+    listen(transport, 0)
     try:
         yield transport
     finally:
         disconnect(transport)
+
+
+def listen(transport: Transport, side: int) -> None:
+    """Receive as a worker of this side, and no longer than is waited for at most."""
+    transport.inlet = Inlet(transport.requests[side][1])
+    transport.inlet.timeout = SOON_S
 
 
 def disconnect(transport: Transport) -> None:

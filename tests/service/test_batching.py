@@ -74,14 +74,31 @@ def test_a_pass_begins_beside_another_only_with_a_full_batch_where_joining_pays(
     pipeline.batch_size, pipeline.joining, (row,) = 4, joining, pipeline.engine.rows(1)
     beside = []
     for _ in range(least):
-        assert pipeline.enter(), "an idle model takes what there is"
-        beside.append(pipeline.enter())
-        pipeline.passes = 0
+        assert pipeline.take_pass(), "an idle model takes what there is"
+        beside.append(pipeline.take_pass())
+        pipeline.under_way = 0
         pipeline.decoded.put(Decoded(Item(0, 1, 0, 0, 1, 0.0, inf), row, None, 0.0, 0.0))
     assert [False] * least == beside
-    assert pipeline.enter()
-    assert pipeline.enter()
-    assert not pipeline.enter(), "there are two passes"
+    assert pipeline.take_pass()
+    assert pipeline.take_pass()
+    assert not pipeline.take_pass(), "there are two passes"
+
+
+@pytest.mark.parametrize(
+    ("cores", "curve", "joining"),
+    [
+        (2, {1: 0.45, 4: 0.59}, True),
+        (8, {1: 0.45, 4: 0.59}, False),  # more cores than passes: HTTP and decoding have theirs
+        (2, {1: 22.2, 4: 66.3}, False),
+    ],
+)
+def test_images_wait_for_the_pass_under_way_where_passes_take_every_core_and_joining_costs_little(
+    pipeline: Pipeline, cores: int, curve: dict[int, float], joining: bool
+) -> None:
+    engine = replace(pipeline.engine, sharing=Sharing(cores), curve=curve)
+    settings = Settings(model=engine.artifact.path, _cli_parse_args=[])  # type: ignore[call-arg]
+
+    assert joining == Pipeline(engine, pipeline.transport, settings, pipeline.metrics).joining
 
 
 def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: Pipeline) -> None:

@@ -75,7 +75,7 @@ def test_all_who_wait_take_of_what_comes_together_and_each_message_is_taken_once
         assert [b"\0", b"\1", b"\2", b"\3"] == sorted(taken.get(timeout=SOON_S) for _ in threads)
 
 
-def test_it_waits_no_longer_than_its_ends_timeout() -> None:
+def test_it_waits_no_longer_than_its_timeout() -> None:
     with waited_at() as (_, inlet):
         inlet.timeout = 0
         with pytest.raises(TimeoutError):

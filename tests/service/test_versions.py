@@ -9,10 +9,9 @@ import pytest
 
 from service.channel import Channel
 from service.errors import NotFound, NotReady
-from service.inlet import Inlet
 from service.pending import Pending
 from service.transport import Transport
-from tests.service.ends import MANIFEST, connected, done, taken
+from tests.service.ends import MANIFEST, connected, done, listen, taken
 
 
 def unexpected(outcome: object) -> None:
@@ -55,7 +54,7 @@ def test_what_waits_for_a_side_that_nobody_works_on_any_more_goes_to_the_other()
             moved = ask(channel, [b"a", b"bb"], whole)
             half = ask(channel, [b"ccc", b"dddd"], begun)
             await asyncio.sleep(0)
-            transport.inlet = Inlet(transport.requests[1][1])
+            listen(transport, 1)
             items = await taken(transport, 4)
             transport.answer(0, done(items[2:3]))
             while half.missing == 2:
@@ -63,7 +62,7 @@ def test_what_waits_for_a_side_that_nobody_works_on_any_more_goes_to_the_other()
             transport.open(1, to=False)
             transport.divide(0)
             transport.abandon(1)
-            transport.inlet = Inlet(transport.requests[0][1])
+            listen(transport, 0)
             again = await taken(transport, 2)
             transport.answer(0, done(again))
             while not whole:
@@ -108,7 +107,7 @@ def test_a_side_that_has_another_version_meanwhile_keeps_what_is_sent_to_that() 
             transport.publish(1, MANIFEST.model_copy(update={"version": "3"}).model_dump_json().encode())
             answers: list[Any] = []
             pending = ask(channel, [b"x"], answers)
-            transport.inlet = Inlet(transport.requests[1][1])
+            listen(transport, 1)
             transport.answer(0, done(await taken(transport, 1)))
             while not answers:
                 await asyncio.sleep(0)
