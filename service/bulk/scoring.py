@@ -48,11 +48,10 @@ def scoring(order: Namespace, manifest: Manifest) -> Iterator[tuple[Executor, in
     else:
         SCORER.append(scorer_of(task))
         pool = ThreadPoolExecutor(count)
-    with pool:
-        try:
-            yield pool, count
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        yield pool, count
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def scored(order: Namespace, manifest: Manifest, found: Input, first: int) -> Rows:

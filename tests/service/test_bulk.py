@@ -253,6 +253,14 @@ def test_a_second_process_is_refused(photos: Path, model: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_no_thread_of_the_pool_is_left_when_a_job_ends(photos: Path, model: Path, tmp_path: Path) -> None:
+    ended = "import sys, threading, service.bulk.__main__ as b\nb.main(sys.argv[1:])\nprint(threading.enumerate())"
+    job = [photos, tmp_path / "out", "--model", model]
+    done = subprocess.check_output([sys.executable, "-c", ended, *map(str, job)], text=True, env=environment())
+    assert done.count("Thread(") == 1, done  # Python's way of ending such a one races with its own end
+
+
+@pytest.mark.slow
 def test_paths_of_any_bytes_are_told_as_they_are(model: Path, tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(noise(1, (40, 30), "JPEG"))
     (tmp_path / 'a,"b"\r.png').write_bytes(noise(1, (40, 30), "PNG"))
