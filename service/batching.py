@@ -1,11 +1,13 @@
 """The worker's pipeline: receive, decode, predict and answer overlap; batches form while the model works.
 
-    every thread:   receive -> decode each into a row (image errors are answered) -> is a pass free?
+    every thread:   receive -> decode each into a row (image errors are answered) -> has more come? decode that too, up
+                    to a full batch -> is a pass free?
                        no: receive again       yes: predict what is decoded, answer, until nothing is left
 
 All threads are alike, so an image that meets an idle model is decoded, predicted and answered by one thread, without a
-handover; under load some threads decode while others wait for their pass. An idle model takes whatever is decoded, at
-once, up to the batch size that pays; `max_delay_ms` lets it wait that long from the first arrival for a full batch of
+handover; under load some threads decode while others predict. Of as many as a CPU has cores each goes its way to the
+end (decision 26); the others stand by for those that decode large pictures. An idle model takes whatever has come, up
+to the batch size that pays; `max_delay_ms` lets it wait that long from the first arrival for a full batch of
 `max_batch_size`, never past the earliest deadline. A pass begins beside another too; where an image costs much less in
 the next pass than in one of its own (decision 25), only with a full batch.
 """
@@ -73,6 +75,12 @@ class Decoded(NamedTuple):
     pixels: int = 0  # that it had before; zero where it came without a file
 
 
+class ThisThread(threading.local):
+    """What a thread of the pipeline knows of itself."""
+
+    has_place = False
+
+
 class Failure(NamedTuple):
     """Why an image has no predictions."""
 
@@ -113,6 +121,12 @@ class Pipeline:
         self.failing = False  # the model, on all that it had last
         self.steps = Steps()
         self.pass_seconds = self.time_pass()
+        # More threads than cores would take these from each other; but where threads wait for a GPU or for a fuller
+        # batch, all are at work.
+        waiting = bool(engine.lanes or self.max_delay)
+        self.places = threading.Semaphore(engine.cores + waiting * engine.passes)
+        self.this_thread = ThisThread()
+        self.filling = 0.0 if engine.lanes else self.pass_seconds  # a GPU is not kept waiting
         self.threads = [
             threading.Thread(target=self.work, name=f"pipeline-{number}")
             for number in range(engine.passes + engine.cores)
@@ -161,7 +175,11 @@ class Pipeline:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """This thread waits for others, which are watched themselves: that is no step."""
+        """This thread has a large picture, for which another takes its place, and waits for those that have one too.
+
+        They are watched themselves: its waiting is no step.
+        """
+        self.step_aside()
         self.steps.end()
         yield
         self.steps.begin()
@@ -169,17 +187,46 @@ class Pipeline:
     def work(self) -> None:
         """Receive, decode, predict; the end of one thread by a bug is the end of the worker."""
         try:
-            while items := self.transport.receive():
-                for item in items:
-                    if self.free_rows.empty():  # what has been decoded holds them
-                        self.predict_waiting()
-                    self.decode(item)
-                self.predict_waiting()
-                self.steps.end()
+            while items := self.next_items():
+                self.decode_all(items)
+                self.fill()
+                while self.predict_next():
+                    self.fill()
+            self.step_aside()
         except BaseException:
             # Half a pipeline would keep requests and their room for ever.
             logger.critical("the worker failed", exc_info=True)
             os._exit(1)
+
+    def next_items(self) -> list[Item]:
+        """Wait for a place, unless this thread has one, then for images; who had it may have left some decoded."""
+        self.steps.end()
+        if not self.this_thread.has_place:
+            self.places.acquire()
+            self.this_thread.has_place = True
+            while self.predict_next():
+                pass
+            self.steps.end()
+        return self.transport.receive()
+
+    def step_aside(self) -> None:
+        """Let another thread have this one's place."""
+        if self.this_thread.has_place:
+            self.this_thread.has_place = False
+            self.places.release()
+
+    def fill(self) -> None:
+        """Decode what has come meanwhile, up to a full batch, but let none wait for that for longer than for a pass."""
+        until = monotonic() + self.filling
+        while self.decoded.qsize() < self.batch_size and monotonic() < until and (items := self.transport.take()):
+            self.decode_all(items)
+
+    def decode_all(self, items: Iterable[Item]) -> None:
+        """Decode each; what has been decoded may hold all rows, and is predicted then."""
+        for item in items:
+            while self.free_rows.empty() and self.predict_next():
+                pass
+            self.decode(item)
 
     def decode(self, item: Item) -> None:
         """Turn a body into pixels, or answer why not."""
@@ -222,16 +269,18 @@ class Pipeline:
         for row in rows:
             self.free_rows.put(row)
 
-    def predict_waiting(self) -> None:
-        """If a pass is free, take it and predict batch after batch until nothing waits.
+    def predict_next(self) -> bool:
+        """Predict a batch, if images wait for it and a pass is free; whether that was so.
 
         Whoever finds none free leaves its images to those who have one: they look again after giving theirs back.
         """
-        while not self.decoded.empty() and self.take_pass():
-            while batch := self.next_batch():
-                self.predict(batch)
-            with self.taking:
-                self.under_way -= 1
+        if self.decoded.empty() or not self.take_pass():
+            return False
+        if batch := self.next_batch():
+            self.predict(batch)
+        with self.taking:
+            self.under_way -= 1
+        return True
 
     def take_pass(self) -> bool:
         """Take a pass if one is free; beside another, where joining pays, only for a full batch."""

@@ -20,7 +20,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -150,7 +150,15 @@ class Transport(Board):
 
     def receive(self) -> list[Item]:
         """Wait for the next images, a few at most, and claim them; none when no HTTP process is left to send any."""
-        while message := self.inlet.receive(MESSAGE_IMAGES * REQUEST.size):
+        return self.claimed(self.inlet.receive)
+
+    def take(self) -> list[Item]:
+        """Claim the next images if some have come; none otherwise."""
+        return self.claimed(self.inlet.take)
+
+    def claimed(self, next_message: Callable[[int], bytes]) -> list[Item]:
+        """The images of the next message of which not all have been given up."""
+        while message := next_message(MESSAGE_IMAGES * REQUEST.size):
             if items := [item for fields in REQUEST.iter_unpack(message) if self.claim(item := Item._make(fields))]:
                 return items
         return []
