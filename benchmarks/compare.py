@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import groupby
+from itertools import groupby, product
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -118,19 +118,44 @@ def bound_rows(bounder: bounds.Bounder, workload: Workload, plan: Plan, number_o
     return rows
 
 
-def ideals(rows: Sequence[Row], workload: str) -> list[tuple[float, float]]:
-    """For each round, what a perfect server could answer a second (W), and the service's share of it."""
-    found = []
+def ideals(rows: Sequence[Row], workload: str) -> dict[int, float]:
+    """For each round what a perfect server could answer a second (W)."""
+    found = {}
     for at in distinct(select(rows, workload=workload), "round"):
         here = select(rows, workload=workload, round=at)
         http = select(here, server=STARLETTE.name, connections=IDEAL_AT)
-        ours = select(here, server=DARKROOM.name, connections=IDEAL_AT)
         model = [row for row in here if row.get("bound") in (bounds.DECODE, bounds.FORWARD)]
-        if http and ours and model:
+        if http and model:
             costs = sum(row["cpu_s"] for row in model) + http[0]["server_cpu_s"] + http[0]["load_cpu_s"]
-            ideal = model[0]["cores"] / costs
-            found.append((ideal, ours[0]["per_s"] / ideal))
+            found[at] = model[0]["cores"] / costs
     return found
+
+
+def of_ideal(rows: Sequence[Row], workload: str, server: str) -> list[float]:
+    """A server's share of it in each round."""
+    here = select(rows, workload=workload, server=server, connections=IDEAL_AT)
+    return [row["per_s"] / ideal for at, ideal in ideals(rows, workload).items() for row in select(here, round=at)]
+
+
+def times_others(rows: Sequence[Row], workload: str) -> Table:
+    """How many times as many answers ours gives as each other server: ratios within a round."""
+    loads = [row for row in select(rows, workload=workload) if "connections" in row]
+    rate = {(row["server"], row["connections"], row["round"]): row["per_s"] for row in loads}
+    counts, names = sorted(distinct(loads, "connections")), distinct(loads, "server")
+    ours = [name for name in names if name.startswith(DARKROOM.name)]
+    cells = []
+    for one, other in product(ours, names):
+        if other not in (*ours, STARLETTE.name) or ours.index(one) > names.index(other):
+            found = [
+                [
+                    rate[one, count, at] / rate[other, count, at]
+                    for at in distinct(loads, "round")
+                    if {(one, count, at), (other, count, at)} <= rate.keys()
+                ]
+                for count in counts
+            ]
+            cells.append([f"{one} / {other}", *map(spread, found)])
+    return Table(f"{workload}: ratios within a round, by connections", ("", *map(str, counts)), cells)
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -140,14 +165,19 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         here = select(rows, workload=workload)
         made.append(by_connections(here, f"{workload}: answers a second, by connections", "per_s"))
         made.append(by_connections(here, f"{workload}: p50 / p99 in ms, by connections", "p50_ms", "p99_ms"))
+        if (ratios := times_others(here, workload)).cells:
+            made.append(ratios)
         if kinds := distinct(here, "bound"):
             cells = [
                 [kind, spread(values(here, "per_s", bound=kind)), micro(values(here, "cpu_s", bound=kind))]
                 for kind in kinds
             ]
             if found := ideals(rows, workload):
-                cells.append([IDEAL, spread([ideal for ideal, _ in found]), "-"])
-                cells.append([f"darkroom with {IDEAL_AT} connections / ideal", spread([x for _, x in found]), "-"])
+                cells.append([IDEAL, spread([*found.values()]), "-"])
+                for server in distinct(here, "server"):
+                    if server.startswith(DARKROOM.name):
+                        share = spread(of_ideal(rows, workload, server))
+                        cells.append([f"{server} with {IDEAL_AT} connections / ideal", share, "-"])
             made.append(Table(f"{workload}: bounds", ("", "images a second", "CPU µs an image"), cells))
     cells = []
     for row in rows:
@@ -195,7 +225,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         colours = [(limits | ours).get(name, plots.OTHER) for name in found]
         plots.bars(axes, found, colours, number)
         if ideal := ideals(rows, workload):
-            axes.axvline(median(value for value, _ in ideal), color="#333333", linestyle=":", label="ideal")
+            axes.axvline(median(ideal.values()), color="#333333", linestyle=":", label="ideal")
             axes.legend(loc="lower right")
         axes.set(xlabel="answers or images a second", title=f"{workload}, {count} connections")
     return drawn

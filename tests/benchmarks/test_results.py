@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import compare, plots, results
 from benchmarks.contenders import DARKROOM, STARLETTE, spread_out
-from benchmarks.plan import Plan
+from benchmarks.plan import Plan, Row
 from benchmarks.results import Table, median_interval, number, spread
 
 
@@ -78,9 +78,23 @@ def test_the_ideal_is_cores_over_the_cpu_seconds_of_all_that_must_be_done() -> N
         about | {"server": DARKROOM.name, "connections": 64, "per_s": 400.0},
     ]
 
-    (found,) = compare.ideals(rows, "A")
+    assert {0: pytest.approx(500)} == compare.ideals(rows, "A")
+    assert [pytest.approx(0.8)] == compare.of_ideal(rows, "A", DARKROOM.name)
 
-    assert pytest.approx((500, 0.8)) == found
+
+def test_servers_are_compared_within_a_round() -> None:
+    def row(server: str, at: int, per_s: float, connections: int = 64) -> Row:
+        return {"workload": "A", "server": server, "round": at, "connections": connections, "per_s": per_s}
+
+    ours = (DARKROOM.name, f"{DARKROOM.name} (2 + 2)")
+    rows = [row(ours[0], 0, 400), row("other", 0, 200), row(ours[0], 1, 100), row("other", 1, 25), row("other", 2, 1)]
+    rows += [row(ours[1], 0, 600), row(ours[0], 0, 7, connections=1), row(STARLETTE.name, 0, 9)]
+
+    assert [
+        [f"{ours[0]} / other", "-", "3.00 (2.00-4.00)"],
+        [f"{ours[1]} / {ours[0]}", "-", "1.50"],
+        [f"{ours[1]} / other", "-", "3.00"],
+    ] == compare.times_others(rows, "A").cells
 
 
 def test_there_is_always_a_first_round_and_no_other_that_would_pass_the_minutes() -> None:
