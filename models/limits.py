@@ -90,7 +90,7 @@ class Turn:
     pixels = 0  # that the picture has
 
     def __init__(self, resting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """`resting` is entered for as long as this waits for others."""
+        """`resting` is entered once for a large picture, for as long as this waits for others."""
         self.resting = resting
 
     def wait(self, pixels: int, share: int = 1) -> None:

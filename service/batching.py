@@ -79,6 +79,7 @@ class ThisThread(threading.local):
     """What a thread of the pipeline knows of itself."""
 
     has_place = False
+    decode_seconds = 0.0  # that its last image took
 
 
 class Failure(NamedTuple):
@@ -112,7 +113,8 @@ class Pipeline:
         self.under_way = 0  # passes
         self.taking = threading.Lock()
         # Passes that take every core leave none to HTTP and decoding; a GPU's next images cross the bus meanwhile.
-        self.joining = engine.passes == engine.cores and not engine.lanes and speed.joining_pays(engine.curve)
+        on_gpu = engine.device.type == "cuda"
+        self.joining = engine.passes == engine.cores and not on_gpu and speed.joining_pays(engine.curve)
         self.forming = threading.Lock()  # held for one batch: passes that wait side by side would share what comes
         self.free_rows: SimpleQueue[Tensor] = SimpleQueue()
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
@@ -123,10 +125,10 @@ class Pipeline:
         self.pass_seconds = self.time_pass()
         # More threads than cores would take these from each other; but where threads wait for a GPU or for a fuller
         # batch, all are at work.
-        waiting = bool(engine.lanes or self.max_delay)
+        waiting = on_gpu or self.max_delay > 0
         self.places = threading.Semaphore(engine.cores + waiting * engine.passes)
         self.this_thread = ThisThread()
-        self.filling = 0.0 if engine.lanes else self.pass_seconds  # a GPU is not kept waiting
+        self.filling = 0.0 if waiting else self.pass_seconds  # others decode beside a pass; no GPU waits for more
         self.threads = [
             threading.Thread(target=self.work, name=f"pipeline-{number}")
             for number in range(engine.passes + engine.cores)
@@ -175,7 +177,7 @@ class Pipeline:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """This thread has a large picture, for which another takes its place, and waits for those that have one too.
+        """This thread has a large picture: one that stands by takes its place, and it waits for those that have such.
 
         They are watched themselves: its waiting is no step.
         """
@@ -216,16 +218,23 @@ class Pipeline:
             self.places.release()
 
     def fill(self) -> None:
-        """Decode what has come meanwhile, up to a full batch, but let none wait for that for longer than for a pass."""
-        until = monotonic() + self.filling
-        while self.decoded.qsize() < self.batch_size and monotonic() < until and (items := self.transport.take()):
+        """Decode what has come meanwhile, up to a full batch, for no longer than a pass takes.
+
+        An image that takes as long as the one before is not begun where it would take longer.
+        """
+        this, until = self.this_thread, monotonic() + self.filling
+        while this.has_place and self.decoded.qsize() < self.batch_size and monotonic() + this.decode_seconds < until:
+            if not (items := self.transport.take()):
+                break
             self.decode_all(items)
 
     def decode_all(self, items: Iterable[Item]) -> None:
         """Decode each; what has been decoded may hold all rows, and is predicted then."""
         for item in items:
-            while self.free_rows.empty() and self.predict_next():
-                pass
+            if self.free_rows.empty():
+                while self.predict_next():
+                    pass
+                self.steps.end()  # others may hold them still
             self.decode(item)
 
     def decode(self, item: Item) -> None:
@@ -248,7 +257,9 @@ class Pipeline:
             logger.exception("decoding failed", extra={"uid": item.uid})
             self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
-            self.decoded.put(Decoded(item, row, body if taken else None, started, monotonic(), pixels))
+            finished = monotonic()
+            self.this_thread.decode_seconds = finished - started
+            self.decoded.put(Decoded(item, row, body if taken else None, started, finished, pixels))
 
     def refuse_unwanted(self, item: Item, now: float) -> None:
         """Nothing is done for nobody."""

@@ -87,11 +87,12 @@ def test_before_a_pass_what_has_come_meanwhile_is_decoded_up_to_a_full_batch(eng
     async def scenario() -> None:
         with fed(engine) as (pipeline, channel):
             await each_alone(channel, *[SMALL] * (2 * FULL - 1))
-            pipeline.decode_all(pipeline.transport.receive())
-            pipeline.filling = 0.0
-            pipeline.fill()
-            assert 1 == pipeline.decoded.qsize(), "it has taken as long as a pass"
             pipeline.filling = SOON_S
+            pipeline.decode_all(pipeline.next_items())
+            pipeline.this_thread.decode_seconds = SOON_S
+            pipeline.fill()
+            assert 1 == pipeline.decoded.qsize(), "one more would take longer than a pass"
+            pipeline.this_thread.decode_seconds = 0.0
             pipeline.fill()
             assert pipeline.decoded.qsize() == FULL == len(pipeline.next_batch())
             pipeline.fill()
@@ -102,7 +103,10 @@ def test_before_a_pass_what_has_come_meanwhile_is_decoded_up_to_a_full_batch(eng
 
 def test_an_idle_model_that_waits_for_a_fuller_batch_gets_it_also_on_one_core(engine: Engine) -> None:
     async def scenario() -> set[float]:
-        with fed(engine, cores=1, max_delay_ms=1000) as (pipeline, channel), at_work(pipeline, channel):
+        with (
+            fed(engine, cores=1, max_delay_ms=1000, max_batch_size=FULL) as (pipeline, channel),
+            at_work(pipeline, channel),
+        ):
             first = await each_alone(channel, SMALL)
             while not pipeline.forming.locked() or not pipeline.decoded.empty():
                 await asyncio.sleep(0)
