@@ -43,7 +43,7 @@ def test_what_comes_one_at_a_time_is_taken_by_those_that_came_last() -> None:
             taken.put(get_native_id())
 
     with waited_at() as (sender, inlet):
-        threads = [Thread(target=take, args=(inlet,)) for _ in range(4)]
+        threads = [Thread(target=take, args=(inlet,)) for _ in range(8)]
         for thread in threads:
             thread.start()
             waiting(thread)
@@ -58,8 +58,9 @@ def test_what_comes_one_at_a_time_is_taken_by_those_that_came_last() -> None:
             thread.join(SOON_S)
 
         assert not any(thread.is_alive() for thread in threads)
-        # In turn each would have had ten. It is two: another that was woken too, and found nothing, came last then.
-        assert sum(sorted(Counter(takers).values())[-2:]) >= 30, takers
+        # In turn each would have had five. It is two, mostly: another that was woken too, and found nothing, came last
+        # then; where cores are short that changes.
+        assert sum(sorted(Counter(takers).values())[-2:]) > 20, takers
 
 
 def test_all_who_wait_take_of_what_comes_together_and_each_message_is_taken_once() -> None:
