@@ -118,6 +118,11 @@ def bound_rows(bounder: bounds.Bounder, workload: Workload, plan: Plan, number_o
     return rows
 
 
+def layouts(rows: Sequence[Row]) -> list[str]:
+    """The service, by its layouts; the default first."""
+    return [name for name in distinct(rows, "server") if name.startswith(DARKROOM.name)]
+
+
 def ideals(rows: Sequence[Row], workload: str) -> dict[int, float]:
     """For each round what a perfect server could answer a second (W)."""
     found = {}
@@ -141,20 +146,20 @@ def times_others(rows: Sequence[Row], workload: str) -> Table:
     """How many times as many answers ours gives as each other server: ratios within a round."""
     loads = [row for row in select(rows, workload=workload) if "connections" in row]
     rate = {(row["server"], row["connections"], row["round"]): row["per_s"] for row in loads}
-    counts, names = sorted(distinct(loads, "connections")), distinct(loads, "server")
-    ours = [name for name in names if name.startswith(DARKROOM.name)]
+    counts, rounds = sorted(distinct(loads, "connections")), distinct(loads, "round")
+    ours = layouts(loads)
+    others = [name for name in distinct(loads, "server") if name not in (*ours, STARLETTE.name)]
     cells = []
-    for one, other in product(ours, names):
-        if other not in (*ours, STARLETTE.name) or ours.index(one) > names.index(other):
-            found = [
-                [
-                    rate[one, count, at] / rate[other, count, at]
-                    for at in distinct(loads, "round")
-                    if {(one, count, at), (other, count, at)} <= rate.keys()
-                ]
-                for count in counts
+    for one, other in [*product(ours, others), *product(ours[1:], ours[:1])]:
+        found = [
+            [
+                rate[one, count, at] / rate[other, count, at]
+                for at in rounds
+                if {(one, count, at), (other, count, at)} <= rate.keys()
             ]
-            cells.append([f"{one} / {other}", *map(spread, found)])
+            for count in counts
+        ]
+        cells.append([f"{one} / {other}", *map(spread, found)])
     return Table(f"{workload}: ratios within a round, by connections", ("", *map(str, counts)), cells)
 
 
@@ -174,10 +179,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             ]
             if found := ideals(rows, workload):
                 cells.append([IDEAL, spread([*found.values()]), "-"])
-                for server in distinct(here, "server"):
-                    if server.startswith(DARKROOM.name):
-                        share = spread(of_ideal(rows, workload, server))
-                        cells.append([f"{server} with {IDEAL_AT} connections / ideal", share, "-"])
+                for server in layouts(here):
+                    share = spread(of_ideal(rows, workload, server))
+                    cells.append([f"{server} with {IDEAL_AT} connections / ideal", share, "-"])
             made.append(Table(f"{workload}: bounds", ("", "images a second", "CPU µs an image"), cells))
     cells = []
     for row in rows:
@@ -221,7 +225,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         found = {name: values(here, "per_s", server=name, connections=count) for name in distinct(here, "server")}
         found[bounds.BOTH] = values(here, "per_s", bound=bounds.BOTH)
         limits = dict.fromkeys((STARLETTE.name, INLINE.name, bounds.BOTH), plots.GREY)
-        ours = {name: plots.OURS for name in found if name.startswith(DARKROOM.name)}
+        ours = dict.fromkeys(layouts(here), plots.OURS)
         colours = [(limits | ours).get(name, plots.OTHER) for name in found]
         plots.bars(axes, found, colours, number)
         if ideal := ideals(rows, workload):

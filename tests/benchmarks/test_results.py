@@ -92,8 +92,8 @@ def test_servers_are_compared_within_a_round() -> None:
 
     assert [
         [f"{ours[0]} / other", "-", "3.00 (2.00-4.00)"],
-        [f"{ours[1]} / {ours[0]}", "-", "1.50"],
         [f"{ours[1]} / other", "-", "3.00"],
+        [f"{ours[1]} / {ours[0]}", "-", "1.50"],
     ] == compare.times_others(rows, "A").cells
 
 
