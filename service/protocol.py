@@ -85,9 +85,14 @@ class Protocol(HttpToolsProtocol):
         if self.crowded:
             self.header_timeout = min(self.header_timeout, CROWDED_HEAD_S)
             self.timeout_keep_alive = CROWDED_HEAD_S
-        if self.shared.channel().transport.phase == DRAINING:  # accepted just before the socket was closed
-            self.leave()
+        self.stopping()  # where it was accepted just before the socket was closed
         self.await_client()
+
+    def stopping(self) -> bool:
+        """Whether the service stops. uvicorn learns of it a moment later than the board tells it."""
+        if not self.leaving and self.shared.channel().transport.phase == DRAINING:
+            self.leave()
+        return self.leaving
 
     def leave(self) -> None:
         """The next reply is the last."""
@@ -251,10 +256,7 @@ class Protocol(HttpToolsProtocol):
             return  # by the answer to that
         if self.pipeline:
             self.flow.pause_reading()  # more come only once these are answered
-        # uvicorn learns of the end a moment later than the board tells it.
-        if not self.leaving and self.shared.channel().transport.phase == DRAINING:
-            self.leave()
-        last = self.crowded or (self.leaving and not self.pipeline)
+        last = self.crowded or (self.stopping() and not self.pipeline)
         if last or (cycle is self.cycle and self.parser.should_upgrade()):
             cycle.keep_alive = False  # of an upgrade the parser took no body, and would take it for the next request
         found = self.endpoints.find(cycle.scope["path"]) if cycle.scope["method"] == "POST" else None
@@ -316,8 +318,9 @@ class Protocol(HttpToolsProtocol):
         """Answer the request under way; `head` are lines of headers, each with its end."""
         cycle, self.answering, self.call = self.answering, None, None
         assert cycle is not None, "a call replies once"
-        if cycle.waiting_for_100_continue:
-            cycle.keep_alive = False  # whether the body still comes is the client's choice
+        # The service may have stopped since the head came; whether an awaited body still comes is the client's choice.
+        if cycle.waiting_for_100_continue or (self.stopping() and not self.pipeline):
+            cycle.keep_alive = False
         # As uvicorn does at a cycle's end: what refers to this connection would keep it.
         cycle.response_complete, cycle.on_response = True, nothing
         cycle.body = bytearray()

@@ -334,6 +334,31 @@ def connection_to(service: Service) -> HTTPConnection:
     return HTTPConnection(service.url.removeprefix("http://"), timeout=60)
 
 
+def test_a_reply_once_the_service_stops_is_the_connections_last_also_before_its_process_is_told(model: Path) -> None:
+    with serving(model) as service, closing(connection_to(service)) as client:
+        client.putrequest("POST", "/predict")
+        client.putheader("Content-Type", "multipart/form-data; boundary=frontier")
+        client.putheader("Content-Length", "7")
+        client.endheaders(b"no ")
+        wait_until_in_flight(service, 1)
+        http = next(pid for pid in service.children() if listens(pid))
+        with halted(http):
+            service.process.send_signal(signal.SIGTERM)
+            while not waits_at(http, signal.SIGTERM):
+                assert service.process.poll() is None
+            client.send(b"file")
+        reply = client.getresponse()
+
+        assert (400, True) == (reply.status, reply.will_close)
+        assert 0 == service.process.wait(running.STOP_S)
+
+
+def waits_at(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal has been sent to a process that has not taken it."""
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> number - 1 & 1)
+
+
 @pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
 def test_a_connection_in_use_is_closed_by_a_reply_when_the_service_stops(model: Path, to_group: bool) -> None:
     with serving(model) as service, closing(connection_to(service)) as client:
