@@ -20,7 +20,7 @@ from dataclasses import asdict
 from math import sqrt
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -29,11 +29,11 @@ from models.errors import ImageError
 from models.formats import KNOWN_FORMATS
 from models.statistics import brightness
 from service import speed
-from service.errors import ClientDisconnect, DeadlineExceeded, Internal, NonFinite, NotReady
+from service.errors import ClientDisconnect, DeadlineExceeded, Internal
+from service.isolation import FAILED, NO_MEMORY, NOT_FINITE, OF_THE_MODEL, Decoded, Failure, Isolation, Ranking
 from service.logs import logger
 from service.metrics import (
     BATCH_SIZE,
-    BATCH_SPLITS,
     BRIGHTNESS,
     CONFIDENCE,
     IMAGES,
@@ -46,6 +46,7 @@ from service.metrics import (
     UNKNOWN,
     Metrics,
 )
+from service.places import Place
 from service.settings import Settings
 from service.steps import Steps
 from service.transport import CANARY, Answer, Item, Transport
@@ -57,36 +58,6 @@ BEAT_S = 0.25
 LONGEST_STEP_S = 5.0  # of decoding, 1.5 s at most, or a pass; beyond it a thread hangs
 FROZEN_S = 1.0  # without a beat: no thread of this process ran, as when a container is paused
 PASSES = 20  # how many passes of a slow model that must at least be
-
-Ranking = list[tuple[int, float]]  # (class index, probability), highest first
-
-
-class Decoded(NamedTuple):
-    """An item whose pixels lie in `row`, uint8 (S, S, 3), or will, where the engine decodes `encoded` itself.
-
-    Times in seconds of CLOCK_MONOTONIC.
-    """
-
-    item: Item
-    row: Tensor
-    encoded: memoryview | None
-    started: float
-    finished: float
-    pixels: int = 0  # that it had before; zero where it came without a file
-
-
-class ThisThread(threading.local):
-    """What a thread of the pipeline knows of itself."""
-
-    has_place = False
-    decode_seconds = 0.0  # that its last image took
-
-
-class Failure(NamedTuple):
-    """Why an image has no predictions."""
-
-    code: str
-    detail: str
 
 
 class Pipeline:
@@ -107,9 +78,9 @@ class Pipeline:
         self.formats, self.max_pixels = settings.accepted_formats, settings.max_pixels
         self.max_delay = settings.max_delay_ms / 1000
         expected = speed.of(asdict(engine.plan), settings)
-        self.batch_size = expected.batch_size
         if not expected.met:
             logger.warning("the objective cannot be met here", extra=expected.told()["objective"])
+        self.isolation = Isolation(engine, metrics, expected.batch_size, self.pixels_of)
         self.under_way = 0  # passes
         self.taking = threading.Lock()
         # Passes that take every core leave none to HTTP and decoding; a GPU's next images cross the bus meanwhile.
@@ -123,20 +94,17 @@ class Pipeline:
         self.failing = False  # the model, on all that it had last
         self.steps = Steps()
         self.pass_seconds = self.time_pass()
-        # More threads than cores would take these from each other; but where threads wait for a GPU or for a fuller
-        # batch, all are at work.
-        waiting = on_gpu or self.max_delay > 0
-        self.places = threading.Semaphore(engine.cores + waiting * engine.passes)
-        self.this_thread = ThisThread()
-        self.filling = 0.0 if waiting else self.pass_seconds  # others decode beside a pass; no GPU waits for more
-        self.threads = [
-            threading.Thread(target=self.work, name=f"pipeline-{number}")
-            for number in range(engine.passes + engine.cores)
-        ]
+        threads = engine.passes + engine.cores
+        # More threads than cores would take these from each other; but where some wait for a GPU or for a fuller
+        # batch, all are at work, and the others decode beside a pass.
+        all_at_work = on_gpu or self.max_delay > 0
+        self.place = Place(threading.Semaphore(threads if all_at_work else engine.cores))
+        self.filling = 0.0 if all_at_work else self.pass_seconds
+        self.threads = [threading.Thread(target=self.work, name=f"pipeline-{number}") for number in range(threads)]
 
     def time_pass(self) -> float:
         """How long a full batch takes, in seconds."""
-        rows = sample(self.engine, self.batch_size)
+        rows = sample(self.engine, self.isolation.batch_size)
         started = monotonic()
         self.engine.predict(rows)
         return monotonic() - started
@@ -181,7 +149,7 @@ class Pipeline:
 
         They are watched themselves: its waiting is no step.
         """
-        self.step_aside()
+        self.place.leave()
         self.steps.end()
         yield
         self.steps.begin()
@@ -194,7 +162,7 @@ class Pipeline:
                 self.fill()
                 while self.predict_next():
                     self.fill()
-            self.step_aside()
+            self.place.leave()
         except BaseException:
             # Half a pipeline would keep requests and their room for ever.
             logger.critical("the worker failed", exc_info=True)
@@ -203,28 +171,18 @@ class Pipeline:
     def next_items(self) -> list[Item]:
         """Wait for a place, unless this thread has one, then for images; who had it may have left some decoded."""
         self.steps.end()
-        if not self.this_thread.has_place:
-            self.places.acquire()
-            self.this_thread.has_place = True
-            while self.predict_next():
-                pass
-            self.steps.end()
+        if self.place.take():
+            self.predict_all()
         return self.transport.receive()
-
-    def step_aside(self) -> None:
-        """Let another thread have this one's place."""
-        if self.this_thread.has_place:
-            self.this_thread.has_place = False
-            self.places.release()
 
     def fill(self) -> None:
         """Decode what has come meanwhile, up to a full batch, for no longer than a pass takes.
 
         An image that takes as long as the one before is not begun where it would take longer.
         """
-        this, until = self.this_thread, monotonic() + self.filling
-        while this.has_place and self.decoded.qsize() < self.batch_size and monotonic() + this.decode_seconds < until:
-            if not (items := self.transport.take()):
+        place, until = self.place, monotonic() + self.filling
+        while place.held and self.decoded.qsize() < self.isolation.batch_size:
+            if monotonic() + place.decode_seconds >= until or not (items := self.transport.take()):
                 break
             self.decode_all(items)
 
@@ -232,9 +190,7 @@ class Pipeline:
         """Decode each; what has been decoded may hold all rows, and is predicted then."""
         for item in items:
             if self.free_rows.empty():
-                while self.predict_next():
-                    pass
-                self.steps.end()  # others may hold them still
+                self.predict_all()  # others may hold them still
             self.decode(item)
 
     def decode(self, item: Item) -> None:
@@ -243,14 +199,13 @@ class Pipeline:
         started = self.steps.begin()
         try:
             self.refuse_unwanted(item, started)
-            formats = self.formats if item.top_k != CANARY else KNOWN_FORMATS
             body = self.transport.body(item)
-            taken = not item.pixels and self.engine.takes(body, formats, self.max_pixels)
+            taken = not item.pixels and self.engine.takes(body, self.formats_for(item), self.max_pixels)
             pixels = 0
             if item.pixels:
                 self.engine.place(body, row)
             elif not taken:
-                pixels = self.engine.decode(body, formats, self.max_pixels, row, self.resting)
+                pixels = self.pixels_of(item, body, row)
         except (ImageError, DeadlineExceeded, ClientDisconnect) as error:
             self.refuse(item, row, error.code, str(error))
         except Exception:
@@ -258,8 +213,20 @@ class Pipeline:
             self.refuse(item, row, Internal.code, "The image could not be processed.")
         else:
             finished = monotonic()
-            self.this_thread.decode_seconds = finished - started
+            self.place.decode_seconds = finished - started
             self.decoded.put(Decoded(item, row, body if taken else None, started, finished, pixels))
+
+    def formats_for(self, item: Item) -> tuple[str, ...]:
+        """The formats that are accepted; of our own images any."""
+        return self.formats if item.top_k != CANARY else KNOWN_FORMATS
+
+    def pixels_of(self, item: Item, body: memoryview, row: Tensor) -> int:
+        """Decode an item's body into a row; how many pixels the image has.
+
+        Raises:
+            ImageError: the subclass says why.
+        """
+        return self.engine.decode(body, self.formats_for(item), self.max_pixels, row, self.resting)
 
     def refuse_unwanted(self, item: Item, now: float) -> None:
         """Nothing is done for nobody."""
@@ -293,9 +260,15 @@ class Pipeline:
             self.under_way -= 1
         return True
 
+    def predict_all(self) -> None:
+        """Predict batch after batch while there are images and a pass is free; the next step may be to wait."""
+        while self.predict_next():
+            pass
+        self.steps.end()
+
     def take_pass(self) -> bool:
         """Take a pass if one is free; beside another, where joining pays, only for a full batch."""
-        least = self.batch_size if self.joining else 1
+        least = self.isolation.batch_size if self.joining else 1
         with self.taking:
             if self.under_way == self.engine.passes or (self.under_way and self.decoded.qsize() < least):
                 return False
@@ -310,7 +283,7 @@ class Pipeline:
         batch: list[Decoded] = []
         until = 0.0
         with self.forming, suppress(Empty):
-            while len(batch) < self.batch_size:
+            while len(batch) < self.isolation.batch_size:
                 left = until - monotonic()
                 image = self.decoded.get(left > 0, max(0.0, left))
                 try:
@@ -329,7 +302,7 @@ class Pipeline:
         counted = [number for number, image in enumerate(batch) if image.item.counted]
         self.metrics.add(QUEUE_DEPTH, n=-len(counted))
         started = self.steps.begin()
-        results = self.results(batch, max(1, *[image.item.top_k for image in batch]))
+        results = self.isolation.results(batch, max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
         self.failing = all(result in OF_THE_MODEL for result in results)
         if not self.failing:
@@ -376,58 +349,9 @@ class Pipeline:
             elif result in (FAILED, NO_MEMORY):
                 self.metrics.add(ISOLATED_FAILURES)
 
-    def results(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
-        """For each image its `top_k` predictions, highest first, or why there are none."""
-        try:
-            probabilities = self.engine.predict([image.encoded or image.row for image in images])
-        except Exception as error:  # whatever it is, it must not keep the neighbours' answers back
-            if any(image.encoded for image in images):
-                return self.results_by_cpu(images, top_k)
-            if len(images) == 1:
-                logger.exception("the model failed on an image")
-                return [NO_MEMORY if isinstance(error, MemoryError) else FAILED]
-            return self.halves(images, top_k)
-        highest = probabilities.topk(min(top_k, probabilities.size(1)))
-        finite = probabilities.isfinite().all(1).tolist()
-        rankings = zip(highest.indices.tolist(), highest.values.tolist(), finite, strict=True)
-        return [list(zip(indices, values, strict=True)) if ok else NOT_FINITE for indices, values, ok in rankings]
-
-    def results_by_cpu(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
-        """The same, where the engine could not decode one of them: the CPU decides which, and whether it is damaged."""
-        results: list[Ranking | Failure] = [FAILED] * len(images)
-        good: dict[int, Decoded] = {}
-        for number, image in enumerate(images):
-            try:
-                if image.encoded:
-                    self.engine.decode(image.encoded, self.formats, self.max_pixels, image.row, self.resting)
-                good[number] = image._replace(encoded=None)
-            except ImageError as error:
-                results[number] = Failure(error.code, str(error))
-        if good:
-            for number, result in zip(good, self.results(list(good.values()), top_k), strict=True):
-                results[number] = result
-        return results
-
-    def halves(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
-        """The same, in two passes; if it was the size that the model failed on, batches grow no larger any more."""
-        self.metrics.add(BATCH_SPLITS)
-        half = len(images) - len(images) // 2
-        results = self.results(images[:half], top_k) + self.results(images[half:], top_k)
-        failed = any(result in (FAILED, NO_MEMORY) for result in results)
-        if half < self.batch_size and not failed:
-            self.batch_size = half
-            logger.warning("the model fails on larger batches", extra={"batch_size": half})
-        return results
-
 
 def answer(item: Item, result: Ranking | Failure, queue: float, decode: float, inference: float) -> Answer:
     """The answer to one image: the predictions that it asked for, or why there are none."""
     if isinstance(result, Failure):
         return Answer(item.uid, [], *result)
     return Answer(item.uid, result[: max(1, item.top_k)], "", "", queue, decode, inference)
-
-
-FAILED = Failure(Internal.code, "The model failed on this image.")
-NO_MEMORY = Failure(NotReady.code, "The model ran out of memory on this image; try again.")
-NOT_FINITE = Failure(NonFinite.code, "The model gave no finite probabilities for this image.")
-OF_THE_MODEL = (FAILED, NO_MEMORY, NOT_FINITE)

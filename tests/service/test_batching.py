@@ -15,13 +15,14 @@ from models import artifact, optimisation
 from models.engine import Sharing
 from models.formats import FORMATS, MAX_PIXELS
 from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
-from service.batching import Decoded, Failure, Pipeline
+from service.batching import Pipeline
 from service.board import WORD_BYTES
+from service.isolation import Decoded
 from service.metrics import Metrics
 from service.settings import Settings
 from service.steps import PROGRESS_S, Steps
 from service.transport import CANARY, UID, Item, Transport
-from tests.pictures import encode, noise
+from tests.pictures import encode
 
 SOON_S = 10
 SIDE = int(LARGE_PIXELS**0.5) + 1
@@ -34,25 +35,6 @@ def pipeline(model: Path) -> Pipeline:
     settings = Settings(model=model, _cli_parse_args=[])  # type: ignore[call-arg]
     metrics = Metrics(prepared.artifact.manifest.classes)
     return Pipeline(prepared, Transport(1, 1, 1 << 20), settings, metrics)
-
-
-def test_the_cpu_tells_which_picture_is_damaged_where_the_device_could_not_decode_them(pipeline: Pipeline) -> None:
-    # This engine is told that its device decodes JPEGs, but there is none that can.
-    pipeline.engine = replace(pipeline.engine, nvjpeg=True)
-    good, damaged = noise(1, (60, 50), "JPEG"), noise(2, (60, 50), "JPEG")
-    damaged = damaged[: len(damaged) // 2] + bytes(300) + damaged[-2:]
-    rows = pipeline.engine.rows(3)
-    images = []
-    for row, body in zip(rows, (good, damaged, None), strict=True):
-        encoded = memoryview(body) if body else None
-        images.append(Decoded(Item(0, 1, 0, 0, 1, 0.0, 0.0), row, encoded, 0.0, 0.0))
-    pipeline.engine.decode(good, FORMATS, MAX_PIXELS, rows[2])
-    first, second, third = pipeline.results(images, 2)
-
-    assert isinstance(second, Failure)
-    assert "undecodable" == second.code
-    assert first == third
-    assert not isinstance(first, Failure)
 
 
 def test_a_canary_waits_for_no_fuller_batch_and_keeps_no_place_in_one(pipeline: Pipeline) -> None:
@@ -71,7 +53,7 @@ def test_a_pass_begins_beside_another_only_with_a_full_batch_where_joining_pays(
     pipeline: Pipeline, joining: bool, least: int
 ) -> None:
     pipeline.engine = replace(pipeline.engine, sharing=Sharing(2))
-    pipeline.batch_size, pipeline.joining, (row,) = 4, joining, pipeline.engine.rows(1)
+    pipeline.isolation.batch_size, pipeline.joining, (row,) = 4, joining, pipeline.engine.rows(1)
     beside = []
     for _ in range(least):
         assert pipeline.take_pass(), "an idle model takes what there is"
@@ -140,7 +122,7 @@ def test_a_thread_hangs_that_computes_or_waits_for_too_long_and_not_one_that_is_
         pool.submit(spin)
         started.wait()
         begun = monotonic()
-        while not steps.hang(monotonic(), begun, longest=0.2):
+        while not steps.hang(begun, begun, longest=0.2):  # no time passes, so it can only compute
             assert monotonic() < begun + SOON_S
         (step,) = steps.looked_at.values()
         used = clock_gettime(step.clock) - step.begun

@@ -89,10 +89,10 @@ def test_before_a_pass_what_has_come_meanwhile_is_decoded_up_to_a_full_batch(eng
             await each_alone(channel, *[SMALL] * (2 * FULL - 1))
             pipeline.filling = SOON_S
             pipeline.decode_all(pipeline.next_items())
-            pipeline.this_thread.decode_seconds = SOON_S
+            pipeline.place.decode_seconds = SOON_S
             pipeline.fill()
             assert 1 == pipeline.decoded.qsize(), "one more would take longer than a pass"
-            pipeline.this_thread.decode_seconds = 0.0
+            pipeline.place.decode_seconds = 0.0
             pipeline.fill()
             assert pipeline.decoded.qsize() == FULL == len(pipeline.next_batch())
             pipeline.fill()
