@@ -31,6 +31,8 @@ def hold_port(host: str, port: int, flag: str = "--port") -> socket.socket:
         # Alone first: with SO_REUSEPORT a second service of the same user would quietly share the first one's requests.
         listener(address, family, reuse_port=False).close()
         return listener(address, family)
+    except UnicodeError:  # of the codec for names, idna
+        raise StartError(f"--host {host}: no host can be called so") from None
     except OSError as error:
         raise taken(host, port, flag, error) from None
 

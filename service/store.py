@@ -55,14 +55,25 @@ def find(model: Path) -> list[tuple[Store, Path]]:
     Raises:
         ArtifactError: there is none, or it is not clear which.
     """
-    if not model.is_dir():
-        return [(Store(model.parent), model)]
-    alone = Store(model)
-    below = [Store(folder) for folder in sorted(model.iterdir()) if folder.is_dir() and not hidden(folder.name)]
+    try:
+        if not model.is_dir():
+            return [(Store(model.parent), model)]
+        alone = Store(model)
+        below = [Store(folder) for folder in readable(model) if folder.is_dir() and not hidden(folder.name)]
+        for store in below:
+            readable(store.folder)
+    except OSError as error:
+        found = f"{error.strerror}: {error.filename}"
+        raise ArtifactError(model, "an artifact or a folder of models that can be read", found) from None
     stores = [store for store in ([alone] if alone.names() else below) if store.names()]
     if not stores:
         raise ArtifactError(model, "versions of a model, NAME/VERSION.pt", "none")
     return [(store, first(store)) for store in stores]
+
+
+def readable(folder: Path) -> list[Path]:
+    """What is in a folder, in order; `glob` would find nothing in one that may not be read."""
+    return sorted(folder.iterdir())
 
 
 def first(store: Store) -> Path:

@@ -37,6 +37,11 @@ def only_line(finished: "subprocess.CompletedProcess[str]") -> str:
         (["--objective-p99-ms", "0"], "--objective-p99-ms (DARKROOM_OBJECTIVE_P99_MS): Input should be greater than 0"),
         pytest.param(["--device", "cuda:99"], "device cuda:99: expected a GPU cuda:99, found", marks=pytest.mark.slow),
         (["--host", "203.0.113.1"], "Cannot assign requested address; choose another with --host"),
+        (["--host", "127.0.0..1"], "--host 127.0.0..1: no host can be called so"),
+        (
+            ["--model", "a" * 300],
+            "expected an artifact or a folder of models that can be read, found File name too long",
+        ),
         (
             ["--port", "8123", "--metrics-port", "8123"],
             "--metrics-port (DARKROOM_METRICS_PORT): Value error, must not be",

@@ -1,5 +1,8 @@
 """Where versions are found, and which one a service begins with."""
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +13,8 @@ from service.edition import differs
 from service.store import Store, find
 from tests import artifacts
 from tests.service.ends import MANIFEST
+
+HOUSE = Path(__file__).parents[2]
 
 
 def folder(path: Path, *names: str) -> Path:
@@ -90,3 +95,18 @@ def test_a_folder_may_hold_several_models(tmp_path: Path) -> None:
 )
 def test_only_what_clients_rely_on_must_stay(change: dict[str, object], told: str | None) -> None:
     assert told == differs(MANIFEST, MANIFEST.model_copy(update=change))
+
+
+def test_a_folder_that_may_not_be_read_is_told_and_no_model_left_out(tmp_path: Path) -> None:
+    folder(tmp_path / "models" / "photos", "1.pt")
+    closed = folder(tmp_path / "models" / "secrets", "1.pt")
+    ask = "import sys; from pathlib import Path; from service.store import find; find(Path(sys.argv[1]))"
+    bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root may read all
+    for path in (closed, closed.parent, tmp_path):
+        path.chmod(0)
+        command = [*bound, sys.executable, "-c", ask, tmp_path / "models"]
+        said = subprocess.run(command, capture_output=True, text=True, cwd=HOUSE).stderr.splitlines()[-1]
+        path.chmod(0o700)
+
+        assert "ArtifactError: " in said
+        assert f"expected an artifact or a folder of models that can be read, found Permission denied: {path}" in said
