@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OTHER_FIELDS = 8
 OTHER_FIELD_BYTES = 4096
+BOUNDARIES = 10_000  # lines that begin like one: the parser, which is Python, takes long over each that is none
 RAW_TYPES = ("", "application/octet-stream")
 URLENCODED_ADVICE = (
     "application/x-www-form-urlencoded is not accepted. With curl use -F file=@photo.jpg, or --data-binary @photo.jpg "
@@ -180,6 +181,8 @@ def from_form(body: bytes, boundary: bytes, max_images: int) -> Images:
     try:
         if not boundary:
             raise BadForm("The Content-Type names no boundary.")
+        if body.count(b"\r\n--" + boundary) > BOUNDARIES:
+            raise BadForm(f"The form has more than {BOUNDARIES} lines that begin with its boundary; choose another.")
         parser = MultipartParser(boundary, callbacks)
         parser.write(present(body))
         parser.finalize()

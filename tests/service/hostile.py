@@ -290,6 +290,7 @@ def requests() -> dict[str, Case]:
         "traversal": (form(part(PNG, 'form-data; name="file"; filename="../../../../tmp/hostile"')), *OK),
         "nul-in-name": (form(part(PNG, 'form-data; name="file"; filename="a\\0b"')), *OK),
         "coded-name": (form(part(PNG, "form-data; name=\"file\"; filename*=utf-8''%2e%2e%2fa")), *OK),
+        "lines-like-boundaries": (form(part(b"\r\n--bX" * 20_000)), *bad),  # each costs the parser as much as 100 bytes
         "form-in-form": (form(part(form(file).replace(b"--b", b"--c"))), *FOREIGN),
     }
     jsons: dict[str, tuple[bytes, int, str]] = {
