@@ -23,11 +23,15 @@ class Berth:
         self.spare = False
         self.answered = 0.0  # images, by workers before this one
 
-    def serve(self) -> None:
-        """Let its worker serve, as soon as it has loaded."""
+    def serve(self) -> bool:
+        """Let its worker serve, as soon as it has loaded; whether it is still there."""
         assert self.gate is not None, "a berth with a process has a gate for it"
-        self.gate.send_bytes(b"serve")
+        try:
+            self.gate.send_bytes(b"serve")
+        except BrokenPipeError:  # it dies, which is seen a moment later
+            return False
         self.serving_since = monotonic()
+        return True
 
     def clear(self) -> None:
         """Its worker is no more."""

@@ -153,8 +153,9 @@ class Keeper:
             if berth.process is None or berth.serving_since is not None or not self.transport.last_beat(berth.index):
                 continue
             if berth.device in missing:
+                if not berth.serve():
+                    continue
                 missing.remove(berth.device)
-                berth.serve()
                 told = "a worker took over" if crew.proved else "a worker has loaded"
                 logger.info(told, extra=self.about(berth.process))
             elif not berth.spare:

@@ -104,7 +104,7 @@ def test_a_folder_that_may_not_be_read_is_told_and_no_model_left_out(tmp_path: P
     bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root may read all
     for path in (closed, closed.parent, tmp_path):
         path.chmod(0)
-        command = [*bound, sys.executable, "-c", ask, tmp_path / "models"]
+        command = [*bound, sys.executable, "-c", ask, str(tmp_path / "models")]
         said = subprocess.run(command, capture_output=True, text=True, cwd=HOUSE).stderr.splitlines()[-1]
         path.chmod(0o700)
 

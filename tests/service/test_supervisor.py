@@ -133,6 +133,23 @@ def test_a_spare_that_is_lost_long_after_it_had_loaded_did_not_fail_to_start(
     assert failures == supervisor.keepers[0].crews[0].failures
 
 
+def test_a_spare_that_dies_just_before_it_is_to_take_over_is_passed_over(
+    living: BaseProcess, transport: Transport, received: list[int]
+) -> None:
+    dying, spare = Berth(0, 0), Berth(1, 0)
+    supervisor = watching(transport, [dying, spare], living, lambda _: None)
+    ends = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
+    for berth, (_, gate) in zip((dying, spare), ends, strict=True):
+        berth.process, berth.gate = living, gate
+        transport.beat(berth.index)
+    ends[0][0].close()  # as the kernel does, before it tells that the process is no more
+    supervisor.look_safely()
+
+    assert (READY, []) == (transport.phase, received)
+    assert (None, b"serve") == (dying.serving_since, ends[1][0].recv_bytes())
+    assert spare.serving_since
+
+
 @pytest.mark.parametrize("serving", [True, False], ids=["one serves", "none serves"])
 def test_it_gives_up_on_workers_that_cannot_start_only_where_none_serves(
     living: BaseProcess, transport: Transport, received: list[int], serving: bool
