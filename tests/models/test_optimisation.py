@@ -59,6 +59,11 @@ def inverted(module: Any) -> Callable[[Tensor], Tensor]:
     return lambda pixels: module(255 - pixels)
 
 
+def failing(_: Engine) -> Engine:
+    """A step that this machine cannot take."""
+    raise RuntimeError("a long way down\nno such kernel")
+
+
 def laboured(module: Any) -> Callable[[Tensor], Tensor]:
     """The same answers in so many times the time that it shows on a busy machine too."""
     return lambda pixels: [module(pixels) for _ in range(20)][-1]
@@ -79,6 +84,19 @@ def test_another_process_follows_the_plan_and_answers_the_same(
 
     assert plan == again.plan
     torch.testing.assert_close(prepared.predict(sample(prepared, 3)), again.predict(sample(again, 3)))
+
+
+@pytest.mark.parametrize("change", [failing, with_module(inverted)], ids=["fails", "changes the answers"])
+def test_where_a_step_of_the_plan_does_not_hold_all_are_tried_as_without_a_plan(
+    prepared: Engine, saved: Path, monkeypatch: pytest.MonkeyPatch, change: optimisation.Step
+) -> None:
+    monkeypatch.setitem(optimisation.CPU_STEPS, "planes", change)
+    plan = replace(prepared.plan, steps=dict.fromkeys(prepared.steps, "taken"), curve={"1": 60.0})
+    again = optimisation.prepare(artifact.load(saved), CPU, max_batch_size=6, plan=plan)
+
+    assert again.steps["planes"].startswith("dropped: ")
+    assert 1 < len(again.curve)
+    assert 0 < again.curve[1] < 60
 
 
 def test_a_step_that_pays_is_taken(plain: Engine) -> None:
@@ -104,10 +122,7 @@ def test_a_step_that_changes_the_goldens_answers_is_dropped_and_said_so(plain: E
 
 
 def test_a_step_that_fails_is_dropped_with_its_message(plain: Engine) -> None:
-    def fail(_: Engine) -> Engine:
-        raise RuntimeError("a long way down\nno such kernel")
-
-    after = optimisation.take(plain, "fail", fail)
+    after = optimisation.take(plain, "fail", failing)
 
     assert {"fail": "dropped: no such kernel"} == after.steps
     assert after.module is plain.module
