@@ -11,6 +11,7 @@ Of several models each has the same under /models/NAME, and GET /models tells of
 """
 
 import json
+from asyncio import timeout
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from starlette.routing import Route
 
 from service.board import STATE
 from service.call import refuse_unready
-from service.errors import AtCapacity, BadJson, BadParameter, TooLarge
+from service.errors import AtCapacity, BadJson, BadParameter, SlowClient, TooLarge
 from service.keys import Keys
 from service.metrics import MODELS_ROUTE
 from service.model import Model, named, nameless
@@ -73,7 +74,7 @@ def routes(models: Sequence[Model], admins: Keys) -> Iterator[Route]:
     def ordering(model: Model, action: str) -> Callable[[Request], Awaitable[Response]]:
         async def accept(request: Request) -> Response:
             refuse_unready(model.transport.phase)
-            wish = wished(action, await limited(request))
+            wish = wished(action, await limited(request, model.settings.body_timeout_ms / 1000))
             order = Order(uuid4().hex, action, wish.version, wish.share or 0.0, wish.promote)
             try:
                 model.transport.orders[0].send(json.dumps(asdict(order)).encode())
@@ -102,13 +103,17 @@ async def state(model: Model) -> dict[str, Any]:
     return told | {"available": there}
 
 
-async def limited(request: Request) -> bytes:
-    """The body, which is short."""
+async def limited(request: Request, seconds: float) -> bytes:
+    """The body, which is short, and may take so long."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > LONGEST_ORDER:
-            raise TooLarge(f"An order has at most {LONGEST_ORDER} bytes.")
+    try:
+        async with timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > LONGEST_ORDER:
+                    raise TooLarge(f"An order has at most {LONGEST_ORDER} bytes.")
+    except TimeoutError:
+        raise SlowClient("The order did not come in time.", {"connection": "close"}) from None
     return body
 
 

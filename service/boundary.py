@@ -7,13 +7,14 @@ import json
 from collections.abc import Collection, Sequence
 from time import monotonic
 
+from starlette.requests import ClientDisconnect as Left
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import ImageError
-from service.errors import AnyError, HeadersTooLarge, Internal, ServiceError, problem
+from service.errors import AnyError, ClientDisconnect, HeadersTooLarge, Internal, ServiceError, problem
 from service.journal import Journal
 from service.logs import logger
-from service.metrics import MODELS_ROUTE, OTHER_ROUTE, ROUTES, V2_ROUTE
+from service.metrics import DISCONNECTED, MODELS_ROUTE, OTHER_ROUTE, ROUTES, V2_ROUTE
 
 HEADER_BYTES = 32 * 1024
 HEADER_FIELDS = 256
@@ -52,6 +53,9 @@ class Boundary:
                 self.journal.metrics.reject(error)
             code = error.code
             await send_problem(error, request_id, route, send_with_id)
+        except Left:
+            self.journal.metrics.reject(ClientDisconnect("The client left before its request was complete."))
+            status, code = DISCONNECTED, ClientDisconnect.code
         except Exception:
             logger.exception("a request failed", extra={"request_id": request_id, "route": route})
             code = Internal.code

@@ -151,6 +151,8 @@ class Protocol(HttpToolsProtocol):
         self.begun = begun = self.unfinished()
         if self.flow.write_paused:
             seconds = self.body_timeout  # to read
+        elif self.ended:
+            seconds = NOTICE_S
         elif begun is None:
             seconds = self.timeout_keep_alive
             self.room.enter(self)
@@ -182,7 +184,7 @@ class Protocol(HttpToolsProtocol):
             return
         if closing and not self.closing:
             self.closing, self.due = True, now + self.body_timeout
-        elif late and self.working():
+        elif late and (self.working() or self.pipeline):
             self.due = now + (NOTICE_S if self.ended else self.header_timeout)
         elif late:
             self.refuse_late()
@@ -226,8 +228,7 @@ class Protocol(HttpToolsProtocol):
             # Only an answer to something tells who has left, so the reply begins now.
             self.greeted = True
             self.transport.write(STATUS_LINES[200][:VERSION])
-        self.due = monotonic() + NOTICE_S
-        self.set_guard()
+        self.await_client()
         return True
 
     def on_headers_complete(self) -> None:
@@ -343,10 +344,14 @@ class Protocol(HttpToolsProtocol):
             self.on_response_complete()
 
     def refuse_unfinished(self, error: ServiceError) -> None:
-        """Refuse the request whose body is still coming, and close."""
-        if self.call and self.answering and self.answering.more_body:
+        """Refuse the request whose body is still coming, and close; the application learns that from its body's end."""
+        if not self.answering or not self.answering.more_body:
+            return
+        if self.call:
             self.answering.keep_alive = False
             self.call.refuse(error)
+        else:
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -363,6 +368,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left, or we have closed the connection."""
+        if self.answering is not None:
+            self.answering.disconnected = True  # of pipelined requests uvicorn tells only the last
         super().connection_lost(exc)
         if self.guard is not None:
             self.guard.cancel()

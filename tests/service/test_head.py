@@ -211,10 +211,11 @@ async def exchanged(model: Path, sent: Sequence[bytes]) -> list[bytes]:
     return replies
 
 
-async def unread(model: Path, one: bytes) -> tuple[int, list[bytes]]:
-    """Send a request again and again without reading until the replies stand, once more, and then read.
+@asynccontextmanager
+async def not_reading(model: Path, one: bytes) -> AsyncIterator[tuple[Transport, Protocol, socket.socket, int]]:
+    """A client that sends a request again and again and does not read, until its replies stand.
 
-    How many were answered before, and all replies; the last is to a request sent after that.
+    The transport, its connection, itself, and how many replies it is owed.
     """
     async with listening(model) as (transport, protocols, address):
         with socket.socket() as client:
@@ -234,17 +235,27 @@ async def unread(model: Path, one: bytes) -> tuple[int, list[bytes]]:
                 answered += 1
                 while protocol.server_state.total_requests < answered:
                     await asyncio.sleep(0)
-            await loop.sock_sendall(client, one)
-            while protocol.held is None:
-                await asyncio.sleep(0)
-            working = loop.run_in_executor(None, work, transport, 2)
-            reader, writer = await asyncio.open_connection(sock=client)
-            replies = [await reply_from(reader) for _ in range(answered + 1)]
-            writer.write(one)
-            replies.append(await reply_from(reader))
-            await working
-            writer.close()
-            await writer.wait_closed()
+            yield transport, protocol, client, answered
+
+
+async def unread(model: Path, one: bytes) -> tuple[int, list[bytes]]:
+    """Send a request once more where the replies stand, and then read.
+
+    How many were answered before, and all replies; the last is to a request sent after that.
+    """
+    async with not_reading(model, one) as (transport, protocol, client, answered):
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, one)
+        while protocol.held is None:
+            await asyncio.sleep(0)
+        working = loop.run_in_executor(None, work, transport, 2)
+        reader, writer = await asyncio.open_connection(sock=client)
+        replies = [await reply_from(reader) for _ in range(answered + 1)]
+        writer.write(one)
+        replies.append(await reply_from(reader))
+        await working
+        writer.close()
+        await writer.wait_closed()
     return answered, replies
 
 

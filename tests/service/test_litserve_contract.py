@@ -196,7 +196,15 @@ def test_uvicorns_protocol_has_the_names_that_ours_extends() -> None:
 def test_uvicorns_request_cycle_has_what_ours_reads_and_sets() -> None:
     made = source(httptools_impl.RequestResponseCycle.__init__)
 
-    for name in ("scope", "body", "more_body", "keep_alive", "response_complete", "waiting_for_100_continue"):
+    for name in (
+        "scope",
+        "body",
+        "more_body",
+        "keep_alive",
+        "response_complete",
+        "waiting_for_100_continue",
+        "disconnected",
+    ):
         assert f"self.{name} = " in made, name
     assert {"resume_reading", "write_paused"} <= set(dir(FlowControl)) | set(vars(FlowControl(asyncio.Transport())))
 

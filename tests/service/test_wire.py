@@ -26,6 +26,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 PNG = noise()
 WHOLE = POST + b"Content-Length: %d\r\n\r\n" % len(PNG) + PNG
 UNFINISHED = POST + b"Content-Length: 500\r\n\r\nx"
+ORDER = b"POST /models/load HTTP/1.1\r\nHost: a\r\nX-API-Key: admin\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 STOP_READING = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
@@ -34,7 +35,7 @@ STOP_READING = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 def edge(model: Path) -> Iterator[Service]:
     """A service that loses its patience soon."""
     flags = ["--header-timeout-ms", str(int(HEADER_S * 1000)), "--body-timeout-ms", str(int(BODY_S * 1000))]
-    with serving(model, *flags, "--max-body-bytes", "200000") as started:
+    with serving(model, *flags, "--max-body-bytes", "200000", DARKROOM_ADMIN_KEYS="admin") as started:
         yield started
 
 
@@ -45,7 +46,7 @@ def harmless(edge: Service) -> Iterator[None]:
     predictions(edge.post(PNG))
     until(lambda: edge.sample("darkroom_requests_in_flight") == 0)
     assert 0 == edge.sample("darkroom_queue_depth")
-    assert 0 == edge.sample("darkroom_requests_total", route="/predict", status="500")
+    assert "a request failed" not in edge.stderr.read_text()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -418,3 +419,21 @@ def test_a_wrong_method_is_405_and_told_the_right_one(edge: Service, method: str
 
     assert [405] == statuses(answered)
     assert b"\r\nallow: POST\r\n" in answered
+
+
+def test_an_order_that_stalls_is_408_too(edge: Service) -> None:
+    started = monotonic()
+
+    assert (408, "slow_client") == refusal(told(edge, ORDER + b"Content-Length: 50\r\n\r\nx"))
+    assert BODY_S - 0.1 < monotonic() - started < BODY_S + 5
+
+
+def test_an_order_that_breaks_off_is_a_client_that_left(edge: Service) -> None:
+    counted = {"route": "/models", "status": "499"}
+    before = edge.sample("darkroom_requests_total", **counted), edge.sample("darkroom_client_disconnects_total")
+    with connected(edge, ORDER + b"Content-Length: 50\r\n\r\nx"):
+        pass
+    assert b"" == told(edge, ORDER + b"Transfer-Encoding: chunked\r\n\r\nbroken\r\n")
+
+    until(lambda: edge.sample("darkroom_requests_total", **counted) == before[0] + 2)
+    assert before[1] + 2 == edge.sample("darkroom_client_disconnects_total")
