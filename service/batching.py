@@ -91,7 +91,7 @@ class Pipeline:
         self.decoded: SimpleQueue[Decoded] = SimpleQueue()
         self.give_back(engine.rows((engine.passes + 1) * settings.max_batch_size))
         self.worker = 0
-        self.failing = False  # the model, on all that it had last
+        self.failing_since: float | None = None  # the model, on all that it has had
         self.steps = Steps()
         self.pass_seconds = self.time_pass()
         threads = engine.passes + engine.cores
@@ -239,7 +239,7 @@ class Pipeline:
         """Answer an image that leaves the queue without reaching the model."""
         self.transport.answer(item.process, [Answer(item.uid, [], code, detail)])
         self.free_rows.put(row)
-        if not self.failing:
+        if self.failing_since is None:
             self.transport.answered(self.worker)
 
     def give_back(self, rows: Iterable[Tensor]) -> None:
@@ -304,9 +304,7 @@ class Pipeline:
         started = self.steps.begin()
         results = self.isolation.results(batch, max(1, *[image.item.top_k for image in batch]))
         inference = monotonic() - started
-        self.failing = all(result in OF_THE_MODEL for result in results)
-        if not self.failing:
-            self.transport.answered(self.worker)
+        self.judge(results)
         if counted and not isinstance(results[counted[0]], Failure):
             self.look_at(batch[counted[0]])
         self.give_back(image.row for image in batch)
@@ -326,6 +324,23 @@ class Pipeline:
             self.transport.answer(process, together)
         if self.tracing:
             self.tracing.batch(started, inference, traces)
+
+    def judge(self, results: Sequence[Ranking | Failure]) -> None:
+        """Tell the board that images are answered; a worker whose model fails on everything for long is ended.
+
+        A GPU answers nothing any more once an access was illegal; only another process can use it again.
+        """
+        now = monotonic()
+        if not all(result in OF_THE_MODEL for result in results):
+            self.failing_since = None
+            self.transport.answered(self.worker)
+        elif self.failing_since is None:
+            self.failing_since = now
+        elif now - self.failing_since > self.patience:
+            if not self.isolation.works():
+                logger.critical("the model fails on everything", extra={"seconds": now - self.failing_since})
+                os._exit(1)
+            self.failing_since = now  # it only got what it fails on
 
     def look_at(self, image: Decoded) -> None:
         """Count what an image is like: one of each batch, which costs the others nothing."""

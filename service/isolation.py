@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.engine import Engine
+from models.engine import Engine, sample
 from models.errors import ImageError
 from service.errors import Internal, NonFinite, NotReady
 from service.logs import logger
@@ -69,6 +69,14 @@ class Isolation:
         finite = probabilities.isfinite().all(1).tolist()
         rankings = zip(highest.indices.tolist(), highest.values.tolist(), finite, strict=True)
         return [list(zip(indices, values, strict=True)) if ok else NOT_FINITE for indices, values, ok in rankings]
+
+    def works(self) -> bool:
+        """Whether the model predicts an image of our own."""
+        try:
+            return bool(self.engine.predict(sample(self.engine, 1)).isfinite().all())
+        except Exception:
+            logger.exception("the model failed on an image of our own")
+            return False
 
     def results_by_cpu(self, images: Sequence[Decoded], top_k: int) -> list[Ranking | Failure]:
         """The same, where the engine could not decode one of them: the CPU decides which, and whether it is damaged."""

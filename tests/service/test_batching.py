@@ -17,7 +17,7 @@ from models.formats import FORMATS, MAX_PIXELS
 from models.limits import LARGE_AT_ONCE, LARGE_PIXELS, Turn
 from service.batching import Pipeline
 from service.board import WORD_BYTES
-from service.isolation import Decoded
+from service.isolation import FAILED, NOT_FINITE, Decoded
 from service.metrics import Metrics
 from service.settings import Settings
 from service.steps import PROGRESS_S, Steps
@@ -107,6 +107,15 @@ def test_no_thread_hangs_that_waits_for_its_turn_with_a_large_picture(pipeline: 
                 pass
 
         assert ["decoding_0"] == decoding.result(SOON_S)
+
+
+def test_a_worker_whose_model_has_failed_on_all_for_long_but_works_goes_on(pipeline: Pipeline) -> None:
+    pipeline.failing_since = monotonic() - pipeline.patience - 1
+    pipeline.judge([FAILED, NOT_FINITE])  # would end this process
+
+    assert pipeline.failing_since > monotonic() - pipeline.patience
+    pipeline.judge([FAILED, [(0, 1.0)]])
+    assert pipeline.failing_since is None
 
 
 def test_a_thread_hangs_that_computes_or_waits_for_too_long_and_not_one_that_is_kept_from_the_cores() -> None:
