@@ -291,29 +291,28 @@ class Channel:
         self.metrics.set(QUEUE_BYTES, self.bytes)
 
     def take_answers(self) -> None:
-        """Complete the futures of every answer that has come."""
-        while True:
-            try:
-                message = self.receiver.recv(2 * MESSAGE_BYTES)
-            except BlockingIOError:
-                return
-            if not message:
-                self.loop.remove_reader(self.receiver)
-                return
-            served, serving = 0, self.transport.serving
-            for answer in Answer.unpack_all(message):
-                if answer.uid == NO_UID:
-                    self.take_news(answer)
-                elif answer.uid in self.waiting:
-                    item, pending, _ = self.waiting[answer.uid]
-                    if answer.predictions and not item.shadow:
-                        served += 1
-                        if pending.version.side == serving:
-                            self.canaries.answered()
-                    self.free(answer.uid, answer)
-            self.show()
-            if served:
-                self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.canaries.slowest))
+        """Complete the futures of the answers in one message; others come in a later turn of the event loop."""
+        try:
+            message = self.receiver.recv(2 * MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        if not message:
+            self.loop.remove_reader(self.receiver)
+            return
+        served, serving = 0, self.transport.serving
+        for answer in Answer.unpack_all(message):
+            if answer.uid == NO_UID:
+                self.take_news(answer)
+            elif answer.uid in self.waiting:
+                item, pending, _ = self.waiting[answer.uid]
+                if answer.predictions and not item.shadow:
+                    served += 1
+                    if pending.version.side == serving:
+                        self.canaries.answered()
+                self.free(answer.uid, answer)
+        self.show()
+        if served:
+            self.pace.learn(served, self.images + served, max(OUTAGE_S, PASSES * self.canaries.slowest))
 
     def free(self, uid: int, answer: Answer) -> None:
         """The item's slot is read no more, and this is its answer."""

@@ -4,7 +4,7 @@
     ------------                                      ------
     body -> slot in the arena (memfd, mapped by all)
     descriptors -> SEQPACKET "requests" of a side --> receive() -> body(), a view of the slot
-    futures <- SEQPACKET "answers", one a process <-- answer(), one message a batch and process
+    futures <- SEQPACKET "answers", one a process <-- answer(), of a batch for each process, in as few messages
 
 A SEQPACKET message is atomic in the kernel: many may send and receive on one socket, and a killed process can hold
 nothing that the others need. Descriptors of small bodies that come together travel together.
@@ -41,6 +41,8 @@ MESSAGE_IMAGES = 8
 MESSAGE_BODIES_BYTES = 32 * 1024
 # Below Linux's default net.core.wmem_max (212,992), which bounds a message.
 MESSAGE_BYTES = 128 * 1024
+# So many answers a message: an HTTP process looks for new requests before it takes the next (decision 27).
+MESSAGE_ANSWERS = 16
 MAX_CLASSES = 16_000  # so that one image's answer for every class fits a message
 NO_UID = 0  # of an empty slot; an answer with it tells what befell a worker
 Trace = tuple[int, int, int]  # a request's span: the halves of its trace id, its span id
@@ -188,15 +190,16 @@ class Transport(Board):
         return self.words[at], self.words[at + 1], self.words[at + 2]
 
     def answer(self, process: int, answers: Iterable[Answer]) -> None:
-        """Send answers to one HTTP process, in as few messages as their size allows."""
+        """Send answers to one HTTP process, in as few messages as their number and size allow."""
         sender = self.answers[process][0]
-        message = b""
+        message, count = b"", 0
         for packed in map(Answer.pack, answers):
-            if message and len(message) + len(packed) > MESSAGE_BYTES:
+            if count == MESSAGE_ANSWERS or (count and len(message) + len(packed) > MESSAGE_BYTES):
                 sender.send(message)
-                message = b""
+                message, count = b"", 0
             message += packed
-        if message:
+            count += 1
+        if count:
             sender.send(message)
 
     # The main process's side

@@ -17,6 +17,7 @@ from service.transport import (
     CLAIMED,
     CLAIMER,
     HEADER_BYTES,
+    MESSAGE_ANSWERS,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
     REQUEST,
@@ -61,6 +62,33 @@ def test_a_request_that_could_never_be_accepted_is_not_told_to_try_again() -> No
                 submit(channel, [b"x"] * 4)
             with pytest.raises(TooLarge):
                 submit(channel, [b"x" * 1001])
+
+    asyncio.run(scenario())
+
+
+def test_between_the_answers_of_a_large_batch_the_event_loop_turns_to_what_else_has_come() -> None:
+    async def scenario() -> None:
+        images = 8 * MESSAGE_ANSWERS
+        with connected(capacity=images) as (transport, channel):
+            requests = [submit(channel, [b"x"]) for _ in range(images)]
+            items = await taken(transport, images)
+            ours, theirs = socket.socketpair()
+            answered_before: list[int] = []
+
+            def come() -> None:
+                ours.recv(1)
+                answered_before.append(sum(request.done() for request in requests))
+
+            asyncio.get_running_loop().add_reader(ours, come)
+            requests[0].add_done_callback(lambda _: theirs.send(b"what the first answer's client asks next"))
+            transport.answer(0, done(items))
+            await soon(*requests)
+            asyncio.get_running_loop().remove_reader(ours)
+            ours.close()
+            theirs.close()
+
+            assert answered_before
+            assert answered_before[0] < images / 2
 
     asyncio.run(scenario())
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from service.transport import (
     HEADER_BYTES,
     MAX_CLASSES,
+    MESSAGE_ANSWERS,
     MESSAGE_BODIES_BYTES,
     MESSAGE_BYTES,
     MESSAGE_IMAGES,
@@ -182,12 +183,16 @@ def test_a_full_socket_is_waited_for_by_whoever_answers_and_no_answer_is_lost() 
     assert all(predictions == answer.predictions for answer in found)
 
 
-def test_the_answers_of_a_batch_are_one_message() -> None:
-    batch = [Answer(uid, [(index, 0.5) for index in range(5)]) for uid in range(1, 33)]
+def test_the_answers_of_a_batch_are_one_message_of_a_large_one_a_few() -> None:
+    batch = [Answer(uid, [(index, 0.5) for index in range(5)]) for uid in range(1, 2 * MESSAGE_ANSWERS + 2)]
+    small, rest = batch[:MESSAGE_ANSWERS], batch[MESSAGE_ANSWERS:]
     with transported() as transport:
+        transport.answer(0, small)
+        assert [small] == list(messages(transport.answers[0][1]))
         transport.answer(0, batch)
+        found = list(messages(transport.answers[0][1]))
 
-        assert [batch] == list(messages(transport.answers[0][1]))
+    assert [small, rest[:MESSAGE_ANSWERS], rest[MESSAGE_ANSWERS:]] == found
 
 
 def test_answers_that_are_too_many_for_a_message_are_divided() -> None:
