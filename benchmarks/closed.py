@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.outcomes import percentile
 
 TIMEOUT_S = 60  # of a request, for slow servers with many connections
 GRACE_S = 30  # wrk stops by itself after its duration; this much later it is stopped
@@ -19,11 +22,14 @@ wrk.method, wrk.body = "POST", file:read("*a")
 wrk.headers["Content-Type"] = "{content_type}"
 file:close()
 function done(summary, latency, requests)
-  local e = summary.errors
+  local e, counts = summary.errors, {{}}
+  for i = 1, #latency do
+    local microseconds, count = latency(i)
+    counts[i] = string.format('[%d, %d]', microseconds, count)
+  end
   io.write(string.format('\\nDONE {{"requests": %d, "microseconds": %d, "not_2xx": %d, "socket_errors": %d, ' ..
-    '"mean": %.1f, "p50": %.1f, "p90": %.1f, "p99": %.1f}}\\n', summary.requests, summary.duration, e.status,
-    e.connect + e.read + e.write + e.timeout, latency.mean, latency:percentile(50), latency:percentile(90),
-    latency:percentile(99)))
+    '"latencies": [%s]}}\\n', summary.requests, summary.duration, e.status,
+    e.connect + e.read + e.write + e.timeout, table.concat(counts, ', ')))
 end
 """
 
@@ -82,27 +88,51 @@ def run(url: str, body: bytes, *, connections: int, seconds: float, content_type
             process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise BenchmarkError(f"wrk ended with exit code {process.returncode}: {output.strip()[-300:]}")
-    return parse(output, usage.ru_utime + usage.ru_stime)
+    return parse(output, connections, usage.ru_utime + usage.ru_stime)
 
 
-def parse(output: str, load_cpu_s: float) -> Closed:
+def parse(output: str, connections: int, load_cpu_s: float) -> Closed:
     """Read what the script's `done` wrote below wrk's own table.
 
     Raises:
-        BenchmarkError: it is not there.
+        BenchmarkError: it is not there, or of a wrk that works otherwise.
     """
     lines = [line.removeprefix("DONE ") for line in output.splitlines() if line.startswith("DONE ")]
     if not lines:
         raise BenchmarkError(f"wrk gave no summary: {output.strip()[-300:]}")
     told = json.loads(lines[-1])
+    each = told["requests"] // connections
+    seen = observed(dict(told["latencies"]), told["microseconds"] // each if each else 0)
+    milliseconds = [n / 1000 for n, count in seen.items() for _ in range(count)]
     return Closed(
         requests=told["requests"],
         requests_per_s=(told["requests"] - told["not_2xx"]) / (told["microseconds"] / 1e6),
-        mean_ms=told["mean"] / 1000,
-        p50_ms=told["p50"] / 1000,
-        p90_ms=told["p90"] / 1000,
-        p99_ms=told["p99"] / 1000,
+        mean_ms=fmean(milliseconds or [0.0]),
+        p50_ms=percentile(milliseconds, 0.5),
+        p90_ms=percentile(milliseconds, 0.9),
+        p99_ms=percentile(milliseconds, 0.99),
         not_2xx=told["not_2xx"],
         socket_errors=told["socket_errors"],
         load_cpu_s=load_cpu_s,
     )
+
+
+def observed(told: Mapping[int, int], interval: int) -> dict[int, int]:
+    """Of the latencies that wrk tells, in us, and how often each, those that it has observed.
+
+    For one of at least twice the mean `interval` between a connection's requests wrk adds others, each an interval
+    shorter than the one before: of the requests that an open loop would have sent meanwhile (`stats_correct` in wrk
+    4.1.0). A closed loop sends none. From the longest down, each one's are taken away again.
+
+    Raises:
+        BenchmarkError: they are not there, so this wrk works otherwise.
+    """
+    left = dict(told)
+    for longest in sorted(told, reverse=True):
+        if not interval or longest < 2 * interval:
+            break
+        for added in range(longest - interval, interval, -interval):
+            left[added] = left.get(added, 0) - left[longest]
+    if min(left.values(), default=0) < 0:
+        raise BenchmarkError("this wrk adds other latencies than wrk 4.1.0 does; install that")
+    return {latency: count for latency, count in left.items() if count}

@@ -155,7 +155,7 @@ def times_others(rows: Sequence[Row], workload: str) -> Table:
             [
                 rate[one, count, at] / rate[other, count, at]
                 for at in rounds
-                if {(one, count, at), (other, count, at)} <= rate.keys()
+                if (one, count, at) in rate and rate.get((other, count, at))  # which may have answered nothing
             ]
             for count in counts
         ]
