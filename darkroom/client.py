@@ -26,7 +26,7 @@ from uuid import uuid4
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader
 
 TIMEOUT_S = 30.0
 RETRIES = 5  # 3 s of waiting in all, where the service does not say how long
@@ -206,6 +206,8 @@ class Client:
 
     def attempt(self, request: Mapping[str, Any], request_id: str, left: float) -> dict[str, Any]:
         """Ask once, for `left` seconds."""
+        if left <= 0:  # a wait may take longer than it should
+            raise PredictionError(TIMEOUT, f"no answer within {self.timeout:g} s", None, request_id)
         within = str(max(1, min(int(left * 1000), LONGEST_TIMEOUT_MS)))
         headers = {"X-Request-ID": request_id, "X-Timeout-Ms": within}
         try:
@@ -215,7 +217,7 @@ class Client:
                 return document
         except requests.ReadTimeout:
             raise PredictionError(TIMEOUT, f"no answer within {self.timeout:g} s", None, request_id) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:  # of an address some are not wrapped
             if isinstance(error, PASSING) and not isinstance(error, LASTING):
                 advice = "start one with: darkroom serve --model FILE, or give another address"
                 detail = f"no service is reached at {self.url}; {advice}"
@@ -235,8 +237,8 @@ def content(image: Image) -> bytes:
         return image
     try:
         return Path(image).read_bytes() if isinstance(image, str | Path) else image.read()
-    except OSError as error:
-        raise PredictionError(UNREADABLE, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # of a name that holds a zero byte
+        raise PredictionError(UNREADABLE, getattr(error, "strerror", None) or str(error)) from error
 
 
 def answer_of(document: Mapping[str, Any]) -> Answer:

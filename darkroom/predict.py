@@ -168,6 +168,10 @@ def target(out: Path | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
+    if out.exists() and not out.is_file():  # a device or a pipe
+        with out.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            yield file
+        return
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
         yield file
 

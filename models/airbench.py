@@ -4,7 +4,7 @@ What makes them quick to train: a first convolution that whitens patches and is 
 that begin as the identity, batch normalisation without a scale, and a small head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +37,20 @@ class Airbench(nn.Module):
         return logits
 
     @torch.no_grad()
-    def begin(self, images: Tensor) -> None:
-        """Set the first convolution so that patches of such normalised `images` come out uncorrelated, of variance 1.
+    def begin(self, batches: Iterable[Tensor]) -> None:
+        """Set the first convolution so that patches of normalised images come out uncorrelated, of variance 1.
 
-        Its filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, each with both
+        The images come in `batches` float (N, 3, S, S), for their patches take a hundred times their own memory. Its
+        filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, each with both
         signs, for the activation keeps only one.
         """
-        patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-        values, vectors = torch.linalg.eigh(patches.double().T @ patches.double() / len(patches))
+        products, count = torch.zeros((3 * PATCH**2, 3 * PATCH**2), dtype=torch.double), 0
+        for images in batches:
+            windows = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+            patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2).double()
+            products += (patches.T @ patches).cpu()
+            count += len(patches)
+        values, vectors = torch.linalg.eigh(products / count)
         filters = (vectors / (values + EPSILON).sqrt()).T.flip(0).reshape(-1, 3, PATCH, PATCH)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 

@@ -137,6 +137,8 @@ def write(
         **known,
     )
     answers = goldens.make(classifier)
+    if not answers.probabilities.isfinite().all():
+        raise ArtifactError(path, "finite probabilities", "none: the weights hold NaN or infinite values")
     weights = io.BytesIO()
     torch.save(classifier.state_dict(), weights)
     extra = {

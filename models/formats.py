@@ -3,6 +3,7 @@
 Apart from `models.decode` so that it is read without torch.
 """
 
+import os
 from pathlib import Path
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -13,12 +14,20 @@ SUFFIXES = set(".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .heic
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Every visible picture below `folder`, by path."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not any(map(hidden, path.relative_to(folder).parts))
-    )
+    """Every visible picture below `folder`, by path.
+
+    Raises:
+        OSError: a folder that may not be read; `Path.rglob` would leave it out.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for at, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not hidden(name)]
+        found += [Path(at, name) for name in names if not hidden(name)]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def hidden(name: str) -> bool:

@@ -74,7 +74,7 @@ def surest(
         body = encode(draw(random, round(height * side), round(width * side)), file_format)
         with torch.no_grad():
             first, second = classifier(to_pixels(body, classifier)[None])[0].topk(2).values.tolist()
-        if first - second > best_margin:
+        if not best or first - second > best_margin:
             best, best_margin = body, first - second
         if best_margin >= MARGIN:
             break

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from stat import S_ISREG
 from threading import Thread
 from time import monotonic, sleep, time
 from typing import NamedTuple
@@ -63,6 +64,9 @@ def prepare(folder: Path, model: str, classes: Sequence[str]) -> Path:
             # What is too old or too much in it is removed: that must not be anybody's own pictures.
             raise SettingsError(f"--keep-images {folder}: it holds other files; name a new or an empty folder")
         (folder / WAITING).mkdir(mode=0o700, exist_ok=True)
+        for kind in classes:
+            with suppress(FileNotFoundError):
+                os.listdir(folder / kind)  # which must be possible, to remove what is old
         write(probe := folder / WAITING / "probe", b"")
         probe.unlink()
     except OSError as error:
@@ -191,12 +195,19 @@ class Sweeper:
         size = sum(file.size for file in files)
         allowed = SWEPT * self.most if size > FULL * self.most else self.most
         removed = judged = 0
+        kept = ""
         for file in files:
             if size > allowed or time() - file.modified > self.oldest:
-                file.path.unlink(missing_ok=True)
+                try:
+                    file.path.unlink(missing_ok=True)
+                except OSError as error:
+                    kept = str(error)
+                    continue
                 size -= file.size
                 removed += 1
                 judged += file.judged
+        if kept:
+            logger.error("kept images cannot be removed", extra={"reason": kept})
         if removed:
             self.metrics.add(KEPT, "removed", n=removed)
             logger.info("kept images were removed", extra={"images": removed, "judged": judged})
@@ -210,7 +221,8 @@ class Sweeper:
                 for entry in entries:
                     with suppress(FileNotFoundError):
                         found = entry.stat(follow_symlinks=False)
-                        yield Kept(name != WAITING, found.st_mtime, found.st_size, Path(entry.path))
+                        if S_ISREG(found.st_mode):  # a folder is a program's own, or a person's
+                            yield Kept(name != WAITING, found.st_mtime, found.st_size, Path(entry.path))
 
 
 def total(everybody: Sequence[Cells], metrics: Metrics) -> float:

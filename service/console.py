@@ -50,8 +50,8 @@ class Remote:
             Trouble: it refuses, or is not there.
         """
         body = None if wish is None else json.dumps(wish).encode()
-        request = Request(self.url + path, body, {"X-API-Key": self.key, "Content-Type": "application/json"})
         try:
+            request = Request(self.url + path, body, {"X-API-Key": self.key, "Content-Type": "application/json"})
             with urlopen(request, timeout=REQUEST_S) as reply:
                 answer: dict[str, Any] = json.load(reply)
                 return answer
@@ -138,6 +138,9 @@ def main(arguments: list[str]) -> int:
     except Trouble as error:
         print(f"darkroom: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("darkroom: no longer waited for; the service goes on with what was ordered", file=sys.stderr)
+        return 130
     for name, one in state.get("models", {"": state}).items():
         print(f"{name}\n{table(one)}" if name else table(one))
     return 0

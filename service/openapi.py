@@ -222,7 +222,7 @@ def administration(at: str) -> Json:
             "requestBody": {"content": content("application/json", order)},
             "responses": {
                 "202": {"description": "Ordered", "content": content("application/json", done)},
-                **problems(400, 413, 429, 431, 500),
+                **problems(400, 408, 413, 429, 431, 500, 503),
             },
         }
         paths[f"{at}/{action}"] = {"post": guarded(operation, keyed=True)}

@@ -68,10 +68,14 @@ class Rollout:
         self.carry_out = dict(
             zip(ACTIONS, (self.load, self.promote, self.shadow, self.share, self.rollback), strict=True)
         )
-        self.pointed: str | None = None
+        self.pointed: str | None = None  # what the pointer named when it was followed last
         with suppress(OSError):
             self.pointed = store.current()
+        self.refused: str | None = None  # what it named when that was told last
+        self.found: tuple[str | None, str] = self.pointed, ""  # what it names, and why that cannot be loaded
+        self.reading: threading.Thread | None = None
         self.told = b""
+        self.tell()
 
     @property
     def serving(self) -> Crew:
@@ -242,19 +246,46 @@ class Rollout:
                 self.leaving = None
 
     def watch(self) -> None:
-        """Follow the pointer."""
+        """Follow the pointer, which is read beside this thread: a storage that hangs must not end the watch."""
+        if self.reading and self.reading.is_alive():
+            return
+        pointed, trouble = self.found
+        if pointed and pointed != self.pointed and not self.order:
+            self.follow(pointed, trouble)
+        self.reading = threading.Thread(target=self.read, name="pointer", daemon=True)
+        self.reading.start()
+
+    def read(self) -> None:
+        """What the pointer names, and whether that is there."""
         with suppress(OSError):
-            pointed = self.store.current()
-            if pointed and pointed != self.pointed and not self.order:
-                self.pointed = pointed
-                serving = self.serving.edition
-                candidate = self.candidate.edition if self.trying else None
-                if candidate and candidate.path.stem == pointed:
-                    self.attempt(Order(POINTER, PROMOTE))
-                elif serving and serving.path.stem != pointed:
-                    if candidate:
-                        self.part_with(self.candidate)
-                    self.attempt(Order(POINTER, LOAD, pointed, promote=True))
+            pointed, trouble = self.store.current(), ""
+            try:
+                self.store.path(pointed or "")
+            except LookupError as error:
+                trouble = str(error)
+            self.found = pointed, trouble
+
+    def follow(self, pointed: str, trouble: str) -> None:
+        """Let the version that the pointer names serve, as soon as it can; until then why not is told once."""
+        serving = self.serving.edition
+        candidate = self.candidate.edition if self.trying else None
+        promoted = candidate is not None and candidate.path.stem == pointed
+        order = Order(POINTER, PROMOTE) if promoted else Order(POINTER, LOAD, pointed, promote=True)
+        try:
+            if promoted:
+                self.promote(order)
+            elif serving and serving.path.stem != pointed:
+                if trouble:
+                    raise Refusal(trouble)
+                if candidate:
+                    self.part_with(self.candidate)
+                self.load(order)
+        except Refusal as error:
+            if pointed != self.refused:
+                self.close(order, str(error))
+            self.refused = pointed
+        else:
+            self.pointed, self.refused = pointed, None
 
     def fail(self, order: Order, reason: str) -> None:
         """The version before goes on."""

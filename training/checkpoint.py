@@ -83,7 +83,6 @@ def alone(run: Path) -> Iterator[None]:
         TrainingError: another process holds it.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     path = run / ".lock"
     with path.open("w") as lock:

@@ -2,6 +2,7 @@
 
 import urllib.request
 import warnings
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def fetch(folder: Path, url: str, dataset: type[CIFAR10]) -> None:
         except OSError as error:  # URLError and TimeoutError are OSErrors
             reason = getattr(error, "reason", None) or error
             raise TrainingError(f"{url} does not deliver ({reason}); {MIRROR}") from None
-        except ValueError:
+        except (ValueError, HTTPException):
             raise TrainingError(f"--data-url {url}: no address; {MIRROR}") from None
     if not check_integrity(target, dataset.tgz_md5):
         target.unlink()

@@ -72,6 +72,9 @@ def train(order: Train, saved: Mapping[str, Any] | None = None) -> bool:
         if saved:
             if saved["data"] != prepared.fingerprint:
                 raise TrainingError(f"the pictures of {order.data} are not those that the run in {run} began with")
+            if saved.get("validation", prepared.validation) != prepared.validation:
+                told = "are divided otherwise than when the run began: files have other names, or some are gone"
+                raise TrainingError(f"the pictures of {order.data} {told}; put them back to go on with {run}")
             training.load_state_dict(saved["training"])
             say(report.resumed(training.place))
         if not fit(training, prepared, order):
@@ -123,7 +126,8 @@ def fit(training: loop.Training, prepared: Prepared, order: Train) -> bool:
     given = order.model_dump(mode="json", exclude={"recipe", "run"}, exclude_unset=True)
 
     def save() -> None:
-        checkpoints.save({"order": given, "data": prepared.fingerprint, "training": training.state_dict()})
+        data = {"data": prepared.fingerprint, "validation": prepared.validation}
+        checkpoints.save({"order": given, "training": training.state_dict()} | data)
 
     with interruptible() as asked, bar(images, "training", initial=done) as progress:
 
@@ -176,6 +180,7 @@ def publish(
     say(report.measured(figures, source.classes))
     recipe = order.model_dump(mode="json", include=set(Recipe.model_fields)) | {
         "data": source.name,
+        "validation": prepared.validation,
         "weights": order.weights and Path(order.weights).name,  # a path would name the author's machine
     }
     proof, likeness = None, None
@@ -228,9 +233,15 @@ def evaluate(order: Evaluate) -> None:
     sizes = manifest.input_size, manifest.crop, order.workers, Path("runs")
     unseen = False
     if "val" not in source.splits and (order.split == "val" or "test" not in source.splits):
-        # Only if these are the images of the training run is it known which of them were trained on.
+        # Only if these are the images of the training run is it known which of them were trained on, and only if they
+        # are divided as then: names and files that were left out decide how.
         unseen = prepare(source, *sizes).fingerprint != manifest.data_fingerprint
-        source = source if unseen else source.validated(recipe["val"], recipe["seed"])
+        if not unseen:
+            again = source.validated(recipe["val"], recipe["seed"])
+            drawn = {name: images for name, images in again.splits.items() if name == "val"}
+            found = prepare(Source(again.name, again.classes, drawn), *sizes).validation
+            unseen = found != recipe.get("validation", found)
+            source = source if unseen else again
     name = order.split or next(name for name in ("test", "val", "train") if name in source.splits)
     if name not in source.splits:
         raise TrainingError(f"--split {name}: {source.name} has {', '.join(source.splits)}")
@@ -263,7 +274,7 @@ def compare(order: Compare) -> None:
 
 def write_list(path: Path, findings: Sequence[Finding]) -> None:
     """Every finding as a line of CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("level", "kind", "where", "detail"))
         rows.writerows((finding.level, *finding) for finding in findings)

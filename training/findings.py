@@ -34,6 +34,7 @@ KINDS = {
     "no_pictures": Kind("fatal", "no pictures below class folders"),
     "one_class": Kind("fatal", "a classifier needs two classes or more"),
     "class_mismatch": Kind("fatal", "a split has other classes than train/"),
+    "class_name": Kind("fatal", "a class whose name is no UTF-8"),
     "empty_class": Kind("fatal", "a class folder without a picture"),
     "broken_link": Kind("unusable", "a link to a file that is not there; remove or mend it"),
     "unreadable": Kind("unusable", "the file cannot be read; see its permissions and the disk"),

@@ -101,6 +101,10 @@ def unlearnable(
         if empty := [kind for kind, pictures in kinds.items() if not pictures]:
             told = f"{root} has {len(empty)} class folders without a picture: {', '.join(empty[:LISTED])}"
             yield Finding("empty_class", str(root), f"{told}; fill or remove them")
+    for name in classes:
+        if name != name.encode("utf-8", "ignore").decode():
+            told = f"{roots['train']} has a class folder whose name is no UTF-8, {name!a}; rename it"
+            yield Finding("class_name", str(roots["train"]), told)
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(" ".join(name.casefold().split()), []).append(name)

@@ -83,7 +83,11 @@ def oddities(path: Path, body: bytes, pixels: Tensor) -> Iterator[tuple[str, str
     low, high = pixels.amin((1, 2)), pixels.amax((1, 2))
     if int((high.int() - low.int()).max()) <= FLAT:
         yield "blank", f"RGB {tuple(pixels[:, 0, 0].tolist())}"
-    with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(body), formats=FORMATS)
+    except OSError:  # metadata that decoding does without
+        return
+    with opened as image:
         (width, height), name = image.size, str(image.format)
         if path.suffix.lower() not in SUFFIXES_OF[name]:
             yield "wrong_extension", f"is {name}"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.airbench import Airbench
 from models.architectures import head_of
 from models.classifier import Classifier
 from training.augmentation import augment, mix
@@ -22,6 +23,7 @@ from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 
 BEGUN_ON = 5000  # training images from which a network computes its first weights, where it does
+BEGUN_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,15 @@ class Training:
         self, classifier: Classifier, recipe: Recipe, device: torch.device, train: Split, ranks: Ranks = ALONE
     ) -> None:
         """A run over the images of `train`, at its start, in each of `ranks`."""
-        if not recipe.weights:
-            begin(classifier, train, recipe.seed)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.classifier, self.recipe, self.device = classifier.to(device).to(memory_format=layout), recipe, device
+        if not recipe.weights:
+            begin(self.classifier, train, recipe.seed, device)
         self.ranks = ranks
         self.learning = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         self.optimizer = optimizer_of(recipe, classifier.network)
-        self.batches = math.ceil(len(train.labels) / recipe.batch_size)  # an epoch
+        chosen = shuffled(len(train.labels), recipe.batch_size, chance(recipe.seed, 0))
+        self.batches = len(ranks.parts(chosen))  # an epoch
         steps = recipe.epochs * math.ceil(self.batches / recipe.accumulate)
         self.schedule = schedule_of(recipe, self.optimizer, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -159,15 +162,17 @@ class Training:
             parameter.requires_grad_(parameter in learning and not alone)
 
 
-def begin(classifier: Classifier, train: Split, seed: int) -> None:
+def begin(classifier: Classifier, train: Split, seed: int, device: torch.device) -> None:
     """Let a network that computes weights from images before it learns do that."""
-    if not hasattr(classifier.network, "begin"):
+    if not isinstance(classifier.network, Airbench):
         return
-    some = shuffled(len(train.labels), BEGUN_ON, chance(seed, 0))[:1]
-    hook = classifier.network.register_forward_pre_hook(lambda network, images: network.begin(*images))
-    for pixels, _ in train.batches(some):
-        classifier.logits(pixels)
-    hook.remove()
+    some = shuffled(len(train.labels), BEGUN_ON, chance(seed, 0))[0]
+    mean, std = (tuple(values.flatten().tolist()) for values in (classifier.mean, classifier.std))
+    # Without a network, a classifier's logits are the normalised pixels.
+    plain = Classifier(nn.Identity(), input_size=classifier.input_size, crop=classifier.crop, mean=mean, std=std)
+    normalise = plain.to(device).logits
+    batches = train.batches(torch.split(some, BEGUN_AT_ONCE))
+    classifier.network.begin(normalise(pixels.to(device)) for pixels, _ in batches)
 
 
 def chance(*key: int) -> torch.Generator:
@@ -197,6 +202,8 @@ def fit(
         training.freeze()
         if not learn(training, ranks.together(scores), criterion, train, chosen, stopped, progress):
             return
+        for judged in (training.classifier, training.average):
+            ranks.alike(judged)
         figures = evaluate(training.judged, validation, device, ranks) if validation else None
         lr, seconds = training.optimizer.param_groups[0]["lr"], time.perf_counter() - started
         epoch = Epoch(at.epoch, at.loss / at.seen, at.correct / at.seen, figures, lr, at.seen, seconds)

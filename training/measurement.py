@@ -176,7 +176,7 @@ def surest_mistakes(probabilities: Tensor, split: Split) -> list[Mistake]:
     if not len(wrong):
         return []
     chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
-    pixels = torch.cat([pixels for pixels, _ in split.batches(torch.split(chosen, BATCH))])
+    pixels = torch.cat([pixels.cpu() for pixels, _ in split.batches(torch.split(chosen, BATCH))])
     told = zip(pixels, answer[chosen].tolist(), split.labels[chosen].tolist(), confidence[chosen].tolist(), strict=True)
     return [Mistake(*mistake) for mistake in told]
 
@@ -186,17 +186,24 @@ def slices(split: Split, right: Tensor) -> dict[str, dict[str, Accuracy]]:
     values = torch.cat(
         [
             torch.stack([grey.mean((1, 2)), grey.std((1, 2))], 1)
-            for grey in (pixels.float().mean(1) for pixels, _ in split.batches(in_order(len(split.labels), BATCH)))
+            for pixels, _ in split.batches(in_order(len(split.labels), BATCH))
+            for grey in [pixels.float().mean(1).cpu()]
         ]
     )  # (N, 2)
     found: dict[str, dict[str, Accuracy]] = {}
     for name, column in zip(("brightness", "contrast"), values.T, strict=True):
-        parts = [part for part in column.argsort(stable=True).chunk(QUARTERS) if len(part)]
-        found[name] = {
-            f"{column[part[0]]:.0f} to {column[part[-1]]:.0f}": share(int(right[part].sum()), len(part))
-            for part in parts
-        }
+        parts = {ranged: right[part] for ranged, part in quarters(column).items()}
+        found[name] = {ranged: share(int(part.sum()), len(part)) for ranged, part in parts.items()}
     return found
+
+
+def quarters(values: Tensor) -> dict[str, Tensor]:
+    """The indices int64 of each quarter of `values` float (N,), by its range; quarters of the same range are one."""
+    found: dict[str, list[Tensor]] = {}
+    for part in values.argsort(stable=True).chunk(QUARTERS):
+        if len(part):
+            found.setdefault(f"{values[part[0]]:.0f} to {values[part[-1]]:.0f}", []).append(part)
+    return {ranged: torch.cat(parts) for ranged, parts in found.items()}
 
 
 @torch.no_grad()

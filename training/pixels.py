@@ -124,11 +124,13 @@ class Prepared:
 
     The fingerprint is the SHA-256 over one sorted line an image: whether it is of `test` or another split or else for
     fitting, its class, the SHA-256 of its bytes (a file's, or an array's pixels). File names, order and how `train` and
-    `val` are divided do not change it.
+    `val` are divided do not change it. `validation` does tell which images `val` has: the SHA-256 over theirs, sorted;
+    empty without.
     """
 
     splits: Mapping[str, Split]
     fingerprint: str
+    validation: str
     shared: Mapping[tuple[str, str], int]
 
     def on(self, device: torch.device) -> "Prepared":
@@ -160,6 +162,7 @@ def prepare(
     splits: dict[str, Split] = {}
     lines, unreadable = list[str](), list[str]()
     digests_of: dict[str, set[str]] = {}
+    validation = ""
     with bar(count, "checking") as progress:
         for name, images in source.splits.items():
             role = "fit" if name in ("train", "val") else name
@@ -174,6 +177,8 @@ def prepare(
                 unreadable += filter(None, problems)
                 progress.update(len(labels))
             digests_of[name] = set(found) - {""}
+            if name == "val":
+                validation = hashlib.sha256("\n".join(sorted(filter(None, found))).encode()).hexdigest()
             kinds = [source.classes[label] for label in images.labels.tolist()]
             lines += [f"{role} {kind} {digest}\n" for kind, digest in zip(kinds, found, strict=True) if digest]
             splits[name] = InMemory(memory, images.labels) if kept else decoded
@@ -189,7 +194,7 @@ def prepare(
                 raise TrainingError(f"--skip-bad leaves no picture of {source.classes[missing[0]]} in {name}")
     pairs = combinations(digests_of, 2)
     shared = {(a, b): len(both) for a, b in pairs if (both := digests_of[a] & digests_of[b])}
-    return Prepared(splits, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), shared)
+    return Prepared(splits, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), validation, shared)
 
 
 def processes_for(workers: int | None, images: Images) -> int:
@@ -204,7 +209,7 @@ def refusal(problems: Sequence[str], listing: Path) -> str:
     told = "; ".join(problems[:LISTED])
     if len(problems) > LISTED:
         listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("\n".join(problems) + "\n", encoding="utf-8")
+        listing.write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
         told += f"; the first {LISTED} are shown, all are in {listing}"
     return f"{len(problems)} unreadable pictures: {told}; repair, convert or remove them"
 
@@ -212,7 +217,7 @@ def refusal(problems: Sequence[str], listing: Path) -> str:
 def quarantine(problems: Sequence[str], listing: Path) -> None:
     """List the pictures that were left out, and why, and say so."""
     listing.parent.mkdir(parents=True, exist_ok=True)
-    with listing.open("w", encoding="utf-8", newline="") as file:
+    with listing.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("file", "problem"))
         rows.writerows(problem.split(": ", 1) for problem in problems)

@@ -55,6 +55,12 @@ class Ranks:
         distributed.all_reduce(sums := torch.tensor(values, dtype=kind, device=device))
         return cast(list[float], sums.tolist())
 
+    def alike(self, module: nn.Module | None) -> None:
+        """Give all processes the first one's buffers: batch normalisation has counted only each one's own part."""
+        if module is not None and self.count > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
     def together(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over all processes, in every backward pass."""
         learns = any(parameter.requires_grad for parameter in module.parameters())

@@ -103,7 +103,8 @@ def suspended(training: Training, run: Path) -> str:
 
 def trained(history: Sequence[Epoch], kept: int, recipe: Recipe, seconds: float) -> str:
     """Which epoch is kept, and why."""
-    cut = "stopped by Ctrl-C; " if len(history) < recipe.epochs else ""
+    patient = recipe.patience is None or len(history) - kept < recipe.patience
+    cut = "" if len(history) == recipe.epochs else "stopped by Ctrl-C; " if patient else "stopped by --patience; "
     why = "no validation: the last" if history[-1].validation is None else "best on validation"
     return f"\n{cut}{len(history)} epochs in {seconds:.1f} s; kept epoch {kept} ({why})"
 

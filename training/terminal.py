@@ -30,7 +30,7 @@ def bar(total: int, what: str, unit: str = " images", initial: int = 0) -> Any:
 def say(line: str) -> None:
     """Print to standard output, above a bar if there is one."""
     if TELLS:
-        tqdm.write(line)
+        tqdm.write(line.encode("utf-8", "backslashreplace").decode())  # files' names may be no UTF-8
         sys.stdout.flush()
 
 

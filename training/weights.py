@@ -1,5 +1,6 @@
 """Classifiers and their weights: pretrained ones, from a file or torchvision's registry, and a run's checkpoint."""
 
+import io
 import pickle
 import sys
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def from_file(path: Path) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise TrainingError(f"--weights {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError):
         raise TrainingError(f"--weights {path}: no file of weights (torch.save of a state dict)") from None
     if isinstance(content, dict) and isinstance(content.get("network"), dict):
         content = content["network"]
@@ -75,5 +76,6 @@ def from_registry(name: str, arch: str) -> Mapping[str, Tensor]:
 
 def save_checkpoint(path: Path, network: Mapping[str, Tensor], epoch: int) -> None:
     """Write the network's state dict and the epoch's number, atomically; `torch.load(weights_only=True)` reads it."""
+    torch.save({"epoch": epoch, "network": dict(network)}, buffer := io.BytesIO())  # whose errors are no OSErrors
     with archive.replacing(path) as temporary:
-        torch.save({"epoch": epoch, "network": dict(network)}, temporary)
+        temporary.write_bytes(buffer.getvalue())

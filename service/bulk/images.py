@@ -63,7 +63,7 @@ def table(given: Path, column: str | None) -> Input:
     if name not in there:
         raise Mistake(f"{given}: no column {name or ' or '.join(IMAGE_COLUMNS)}; there are {', '.join(there)}")
     kind = str(file.schema_arrow.field(name).type)
-    if not re.search("string|binary", kind) or kind.startswith(("struct", "list")):
+    if not re.search("string|binary", kind) or re.match("struct|map|(large_|fixed_size_)?list", kind):
         raise Mistake(f"{given}: the column {name} holds {kind}, no paths or encoded images")
     if not file.metadata.num_rows:
         raise Mistake(f"{given}: no rows")

@@ -169,6 +169,22 @@ def test_where_no_service_is_the_error_says_what_to_do() -> None:
     assert f"http://127.0.0.1:{port}; start one with: darkroom serve" in error.detail
 
 
+def test_a_time_that_is_over_before_anything_was_asked_is_a_timeout() -> None:
+    with Client("http://127.0.0.1:9", timeout=1e-9, retries=0) as client:
+        assert "timeout" == refused(client).code
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b"])
+def test_a_host_that_none_can_be_called_is_an_error_as_others_are(host: str) -> None:
+    with Client(f"http://{host}", retries=0) as client:
+        assert refused(client).code in ("unexpected", "unreachable")
+
+
+def test_a_path_with_a_zero_byte_cannot_be_read() -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(PredictionError, match="null"):
+        client.predict("a\0b")
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost", "ftp://there", "http://"])
 def test_what_is_no_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match="no address of a service"):

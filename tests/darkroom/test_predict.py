@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,14 @@ def test_memory_does_not_grow_with_the_images(service: Service, tmp_path: Path) 
 
     assert 2001 == len(table((tmp_path / "rows.csv").read_text()))
     assert int(told.stdout) < 150_000  # kB
+
+
+def test_rows_go_into_a_pipe_that_is_there(service: Service, pictures: Path, tmp_path: Path) -> None:
+    os.mkfifo(out := tmp_path / "rows")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(out.read_text)
+        done = predict(pictures, "--url", service.url, "--out", out)
+
+        assert 0 == done.returncode
+        assert 12 == len(table(reading.result(60)))
+    assert out.is_fifo()

@@ -227,3 +227,13 @@ def test_a_class_that_no_folder_can_be_called_stops_the_start(tmp_path: Path, na
     assert 2 == finished.returncode
     assert repr(name) in finished.stderr
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_folder_among_the_kept_images_stays_and_keeps_no_other_from_going(tmp_path: Path) -> None:
+    (tmp_path / "class-1" / "sub").mkdir(parents=True)
+    os.utime(tmp_path / "class-1" / "sub", (time.time() - 40 * DAY_S,) * 2)
+    old, young = keep(tmp_path, "class-1/b.jpg", 35), keep(tmp_path, "class-1/c.jpg", 1)
+    metrics = swept(tmp_path, "--keep-days", "30")
+
+    assert [False, True, True] == [path.exists() for path in (old, young, tmp_path / "class-1" / "sub")]
+    assert 10 == metrics.value(KEPT_BYTES)

@@ -23,7 +23,7 @@ from service.bulk.rows import COLUMNS
 from service.orphans import parent_of
 from tests import artifacts, on_ray
 from tests.pictures import noise
-from tests.running import environment, serving
+from tests.running import UNPRIVILEGED, environment, serving
 
 IMAGES = 40
 
@@ -215,6 +215,8 @@ def test_another_job_does_not_go_on_in_its_folder(
         (("list.txt", "out", "--model", "MODEL", "--device", "cuda:9"), "device cuda:9: expected a GPU"),
         (("list.txt", "out", "--model", "MODEL", "--device", "gpu"), "--device gpu: auto, cpu, cuda or cuda:N"),
         (("structs.parquet", "out", "--model", "MODEL"), "the column image holds struct<"),
+        (("lists.parquet", "out", "--model", "MODEL"), "the column image holds large_list<"),
+        (("photos", "out", "--model", "MODEL"), "Permission denied: 'photos/closed'"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -228,9 +230,14 @@ def test_what_cannot_be_done_is_told_in_one_line(
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), tmp_path / "numbers.parquet")
     structs = pyarrow.array([{"bytes": b"", "path": "a"}])
     pyarrow.parquet.write_table(pyarrow.table({"image": structs}), tmp_path / "structs.parquet")
+    lists = pyarrow.array([["a.jpg"]], pyarrow.large_list(pyarrow.string()))
+    pyarrow.parquet.write_table(pyarrow.table({"image": lists}), tmp_path / "lists.parquet")
+    (tmp_path / "photos" / "closed").mkdir(parents=True)
+    (tmp_path / "photos" / "closed").chmod(0)
     order = [str(model) if argument == "MODEL" else argument for argument in arguments]
     env = environment() | {"PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(command(*order), capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    asked = [*UNPRIVILEGED, *command(*order)]
+    done = subprocess.run(asked, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
 
     assert (2, "") == (done.returncode, done.stdout)
     (line,) = done.stderr.splitlines()

@@ -60,6 +60,15 @@ def test_where_no_service_answers_that_is_told() -> None:
     assert "no service answers at http://127.0.0.1:9: " in finished.stderr
 
 
+def test_an_address_that_is_none_is_told_so() -> None:
+    finished = models("list", "--url", "localhost", DARKROOM_ADMIN_KEYS="key")
+
+    assert 1 == finished.returncode
+    assert ["darkroom: no service answers at localhost: unknown url type: 'localhost/models'"] == (
+        finished.stderr.splitlines()
+    )
+
+
 @pytest.mark.slow
 def test_a_version_is_loaded_promoted_and_taken_back(service: Service, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# operators\nsecond\n")

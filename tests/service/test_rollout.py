@@ -14,7 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,7 +25,7 @@ import requests
 from models import archive, goldens
 from tests import artifacts, running
 from tests.pictures import noise
-from tests.running import Service, gone, serving
+from tests.running import Service, gone, serving, workers_among
 from tests.service.test_http import exchange
 
 ADMIN = {"X-API-Key": "admin"}
@@ -327,6 +327,49 @@ def test_a_candidate_can_be_asked_by_its_version_before_anybody_else_meets_it(se
         assert 404 == exchange(kept, named)[0].status
         kept.shutdown(socket.SHUT_WR)
         assert b"" == kept.recv(1)
+
+
+@pytest.mark.slow
+def test_a_pointer_that_comes_before_its_version_is_followed_once_that_is_there(folder: Path) -> None:
+    (folder / "current").write_text("1")
+    with started(folder.parent) as service:
+        (folder / "2.pt").rename(folder / "later")
+        (folder / "current").write_text("2")
+        refused = until(service, lambda now: now["ended"] and now["ended"][0]["done"] is False)
+        assert "no version 2; there are: 1" in refused["ended"][0]["detail"]
+        (folder / "later").rename(folder / "2.pt")
+        until(service, lambda now: now["versions"][0]["version"] == "2")
+        assert "2" == answered(service.post(BODY))
+
+
+@pytest.mark.slow
+def test_a_storage_that_hangs_does_not_end_the_watch_over_the_workers(folder: Path) -> None:
+    (folder / "current").write_text("1")
+    with started(folder.parent) as service:
+        (worker,) = workers_among(service.children())
+        (folder / "current").unlink()
+        os.mkfifo(folder / "current")
+        with writing(folder / "current"):  # nothing, so that its reader waits
+            os.kill(worker, signal.SIGKILL)
+            deadline = monotonic() + PATIENCE_S
+            while service.post(BODY).status_code != 200:
+                assert monotonic() < deadline
+            assert 1 == service.sample("darkroom_worker_restarts_total")
+            assert 0 == service.stop()
+
+
+@contextmanager
+def writing(pipe: Path) -> Iterator[None]:
+    """The writer of a pipe, as soon as somebody reads there."""
+    deadline, end = monotonic() + PATIENCE_S, None
+    while end is None:
+        with suppress(OSError):
+            end = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        assert monotonic() < deadline
+    try:
+        yield
+    finally:
+        os.close(end)
 
 
 @pytest.mark.slow

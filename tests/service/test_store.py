@@ -1,6 +1,5 @@
 """Where versions are found, and which one a service begins with."""
 
-import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from models.errors import ArtifactError
 from service.edition import differs
 from service.store import Store, find
 from tests import artifacts
+from tests.running import UNPRIVILEGED
 from tests.service.ends import MANIFEST
 
 HOUSE = Path(__file__).parents[2]
@@ -101,10 +101,9 @@ def test_a_folder_that_may_not_be_read_is_told_and_no_model_left_out(tmp_path: P
     folder(tmp_path / "models" / "photos", "1.pt")
     closed = folder(tmp_path / "models" / "secrets", "1.pt")
     ask = "import sys; from pathlib import Path; from service.store import find; find(Path(sys.argv[1]))"
-    bound = [] if os.geteuid() else ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]  # root may read all
     for path in (closed, closed.parent, tmp_path):
         path.chmod(0)
-        command = [*bound, sys.executable, "-c", ask, str(tmp_path / "models")]
+        command = [*UNPRIVILEGED, sys.executable, "-c", ask, str(tmp_path / "models")]
         said = subprocess.run(command, capture_output=True, text=True, cwd=HOUSE).stderr.splitlines()[-1]
         path.chmod(0o700)
 

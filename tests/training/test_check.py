@@ -1,6 +1,7 @@
 """`check` finds every kind of defect that is planted in a sound folder, where it is, and nothing else."""
 
 import csv
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ def check(root: Path, expected: int) -> list[Row]:
     """What `check` lists of a folder, less the heading."""
     listing = root.parent / "findings.csv"
     assert expected == main(["check", str(root), "--list", str(listing)])
-    with listing.open(newline="") as file:
+    with listing.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [(level, kind, where, detail) for level, kind, where, detail in csv.reader(file)][1:]
 
 
@@ -175,7 +176,36 @@ def test_a_folder_that_cannot_be_learnt_from_is_told_so_and_still_looked_at(
 
 
 def test_every_kind_is_planted_by_a_test() -> None:
-    assert KINDS.keys() == {kind for kind, _ in PLANTS.values()} | LAYOUTS.keys()
+    assert KINDS.keys() == {kind for kind, _ in PLANTS.values()} | LAYOUTS.keys() | {"class_name"}
+
+
+def test_names_that_are_no_utf_8_are_told_and_listed_as_they_are(
+    photos: PhotoFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root, name = photos(SOUND), os.fsdecode(b"caf\xe9")
+    (root / f"train/red/{name}.jpg").write_bytes(b"not a picture")
+    (root / f"train/{name}.txt").write_text("a note")
+    rows = {row[1]: row[2] for row in check(root, 1)}
+    order = ["--data", str(root), *QUICK, "--epochs", "1", "--run", str(tmp_path / "run"), "--out", "out.pt"]
+    capsys.readouterr()
+
+    assert str(root / f"train/red/{name}.jpg") == rows["unsupported"]
+    assert str(root / f"train/{name}.txt") == rows["other_file"]
+    assert 0 == main([*order, "--skip-bad", "--out", str(tmp_path / "model.pt")])
+    assert b"caf\xe9.jpg" in (tmp_path / "run" / "quarantine.csv").read_bytes()
+    (root / "train/red").rename(root / f"train/{name}")
+    (root / "val/red").rename(root / f"val/{name}")
+    assert 2 == main([*order, "--run", str(tmp_path / "other")])
+    assert "has a class folder whose name is no UTF-8, 'caf\\udce9'; rename it" in capsys.readouterr().err
+
+
+def test_a_colour_profile_that_breaks_off_harms_nothing(photos: PhotoFolder) -> None:
+    root = photos(SOUND)
+    body = encode(picture(1), "JPEG")
+    broken = b"\xff\xe2" + (2 + 13).to_bytes(2, "big") + b"ICC_PROFILE\0\x01"
+    (root / "train/red/900.jpg").write_bytes(body[:2] + broken + body[2:])
+
+    assert [] == check(root, 0)
 
 
 def test_many_findings_of_a_kind_are_cut_on_the_terminal_and_all_in_the_list(

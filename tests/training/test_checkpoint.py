@@ -191,6 +191,21 @@ def test_other_pictures_than_the_run_began_with_are_refused(
     assert "are not those that the run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_pictures_that_are_divided_otherwise_than_when_the_run_began_are_refused(
+    photos: PhotoFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos()
+    assert 0 == main(order(root, "whole"))
+    for path in sorted(root.rglob("*.*")):
+        path.rename(path.with_name(f"{999 - int(path.stem):03}{path.suffix}"))  # in the reverse order
+
+    assert 2 == main(["resume", str(root.parent / "whole")])
+    assert "are divided otherwise than when the run began" in capsys.readouterr().err
+    assert 0 == main(["evaluate", str(root.parent / "whole.pt"), "--data", str(root)])
+    assert "all images" in capsys.readouterr().out
+
+
 def begin(arguments: list[str]) -> "subprocess.Popen[str]":
     """A training process; on one thread, as its others, for sums in the same order."""
     command = [sys.executable, "-m", "training", *arguments]

@@ -118,7 +118,7 @@ def test_a_host_that_does_not_answer_is_named_with_advice(tmp_path: Path) -> Non
             cifar10.load(tmp_path / "new", f"http://127.0.0.1:{port}/x")
 
 
-@pytest.mark.parametrize("url", ["no-address", "ftp//x"])
+@pytest.mark.parametrize("url", ["no-address", "ftp//x", "http://host:port/x"])
 def test_a_url_that_is_none_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=f"--data-url {url}: no address"):
         cifar10.load(tmp_path / "new", url)

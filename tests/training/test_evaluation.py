@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.measurement import Z, accuracy, confusion, six_views, wilson
+from training.measurement import Z, accuracy, confusion, quarters, six_views, wilson
 
 
 @given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -48,3 +48,10 @@ def test_six_views_are_the_mean_over_mirrored_and_moved_images_of_which_those_mo
 
     still, up, down = (11 + 13) / 2, (5 + 7) / 2, (17 + 19) / 2
     assert still / 2 + (up + down) / 4 == pytest.approx(float(seen))
+
+
+def test_quarters_of_images_that_are_all_alike_are_told_as_one() -> None:
+    found = quarters(torch.tensor([250.0] * 8 + [3.0, 1.0]))
+
+    assert {"1 to 250": 3, "250 to 250": 7} == {ranged: len(part) for ranged, part in found.items()}
+    assert list(range(10)) == sorted(torch.cat(list(found.values())).tolist())

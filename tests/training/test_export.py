@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused(
     assert not weights.with_name("out.pt").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 no zip"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 no zip", b"airplane\n", b"hen\n"])
 def test_a_file_that_holds_no_weights_is_refused(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,3 +120,12 @@ def test_a_class_file_that_is_no_list_of_names_is_refused(
 ) -> None:
     assert export(weights, text, suffix=suffix) == 2
     assert "not a JSON list" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_refused(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value * float("nan") for name, value in state.items()}, weights)
+
+    assert export(weights, "cat\ndog\nowl") == 2
+    assert "expected finite probabilities, found none" in capsys.readouterr().err
+    assert not weights.with_name("out.pt").exists()

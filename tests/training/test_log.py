@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import QUICK, PhotoFolder
+from tests.training.test_loop import some
+from training import report
 from training.__main__ import main
 from training.log import COLUMNS, Log
 from training.loop import Epoch
@@ -59,3 +61,10 @@ def test_tensorboard_that_is_not_installed_stops_the_start(
 
     assert 2 == main(["--log", "tensorboard"])
     assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_a_run_that_patience_ended_is_not_told_to_have_been_stopped() -> None:
+    history = [Epoch(number, 1.0, 0.5, (1.0, 0.5), 0.1, 10, 1.0) for number in (1, 2, 3)]
+
+    assert "stopped by --patience; 3 epochs" in report.trained(history, 1, some(epochs=30, patience=2), 3.0)
+    assert "stopped by Ctrl-C; 3 epochs" in report.trained(history, 3, some(epochs=30, patience=2), 3.0)

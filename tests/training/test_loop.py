@@ -254,3 +254,27 @@ def test_a_network_that_begins_from_images_does_so_before_its_first_step() -> No
     patches = whiten((pixels / 255 - 0.5) / 0.5).permute(0, 2, 3, 1).flatten(0, 2)[:, :12]
 
     assert torch.allclose((patches.T @ patches) / len(patches), torch.eye(12), atol=0.2)
+
+
+def test_a_network_that_begins_from_images_is_not_run_on_them() -> None:
+    chosen, kept = some(arch="airbench93", batch_size=32), list[int]()
+
+    def pack(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved.nbytes)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        training = Training(build(chosen, 2), chosen, CPU, resized(colours(96, seed=1)))
+    counted = [value for name, value in training.classifier.named_buffers() if name.endswith("num_batches_tracked")]
+
+    assert not kept, "nothing is learnt yet"
+    assert [0] * len(counted) == [int(count) for count in counted]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_ends_where_a_last_batch_of_one_image_is_left_out(schedule: str) -> None:
+    chosen = recipe(schedule=schedule, lr=0.1)
+    training = Training(build(chosen, 2), chosen, CPU, colours(17, seed=1))
+    *_, last = fit(training, colours(17, seed=1), None, stopped=lambda: False, progress=bar(1, "test"))
+
+    assert last.lr == pytest.approx(0, abs=1e-6)

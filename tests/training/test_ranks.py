@@ -74,6 +74,20 @@ def test_two_processes_train_what_one_does_and_count_no_image_twice(photos: Phot
     assert one["accuracy"]["validation"]["value"] == pytest.approx(last, abs=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--ema", "0.9"]], ids=["weights", "their average"])
+def test_with_batch_normalisation_too_the_kept_epochs_figure_is_the_published_one(
+    photos: PhotoFolder, tmp_path: Path, more: list[str]
+) -> None:
+    told = ["--run", str(tmp_path / "run"), "--out", str(tmp_path / "model.pt"), "--epochs", "2", "--lr", "0.02", *more]
+    run(2, "--data", str(photos(SPLITS)), *QUICK, *told)
+    two = document(tmp_path / "run")
+
+    assert two["accuracy"]["validation"]["value"] == pytest.approx(
+        two["epochs"][two["best_epoch"] - 1]["validation"][1]
+    )
+
+
 Host = tuple[list[str], str, dict[str, str]]  # what runs a command there, its address, what gloo must know
 
 
