@@ -26,7 +26,7 @@ def pictures_in(folder: Path) -> list[Path]:
     found: list[Path] = []
     for at, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not hidden(name)]
-        found += [Path(at, name) for name in names if not hidden(name)]
+        found += [Path(at, name) for name in (*folders, *names) if not hidden(name)]  # a folder called so is told
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 

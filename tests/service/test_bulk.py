@@ -216,7 +216,7 @@ def test_another_job_does_not_go_on_in_its_folder(
         (("list.txt", "out", "--model", "MODEL", "--device", "gpu"), "--device gpu: auto, cpu, cuda or cuda:N"),
         (("structs.parquet", "out", "--model", "MODEL"), "the column image holds struct<"),
         (("lists.parquet", "out", "--model", "MODEL"), "the column image holds large_list<"),
-        (("photos", "out", "--model", "MODEL"), "Permission denied: 'photos/closed'"),
+        (("photos", "out", "--model", "MODEL"), "photos/closed: Permission denied"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(

@@ -202,7 +202,7 @@ def test_pictures_that_are_divided_otherwise_than_when_the_run_began_are_refused
 
     assert 2 == main(["resume", str(root.parent / "whole")])
     assert "are divided otherwise than when the run began" in capsys.readouterr().err
-    assert 0 == main(["evaluate", str(root.parent / "whole.pt"), "--data", str(root)])
+    assert 0 == main(["evaluate", "--model", str(root.parent / "whole.pt"), "--data", str(root)])
     assert "all images" in capsys.readouterr().out
 
 

@@ -23,10 +23,13 @@ class Elsewhere(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.to, Tensor.cpu):
-            return func(args[0].as_subclass(Tensor), *args[1:], **(kwargs or {}))
-        tensors = [each for each in args if isinstance(each, Tensor) and each.dim()]
+            with torch._C.DisableTorchFunctionSubclass():
+                here = args[0].as_subclass(Tensor)
+            return func(here, *args[1:], **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            others = [each for each in args if isinstance(each, Tensor) and each.dim() and not isinstance(each, cls)]
         index = func is Tensor.__getitem__ and isinstance(args[0], cls)  # by one that is here
-        if func is Tensor.numpy or not (index or all(isinstance(each, cls) for each in tensors)):
+        if func is Tensor.numpy or (others and not index):
             raise RuntimeError("Expected all tensors to be on the same device")
         return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
