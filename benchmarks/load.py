@@ -38,6 +38,7 @@ from models.errors import ArtifactError
 
 GRACE_S = 10.0  # how long answers are waited for after the last request was due
 RETRY_S = 0.25  # between tries to connect to a server that was there
+CONNECTED_S = 1.0  # for connections that are still being made at the end
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 LAST_ANSWER = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
@@ -281,6 +282,8 @@ async def drive(
         gc.enable()
         loop.remove_reader(run.alarm.descriptor)
         os.close(run.alarm.descriptor)
+        if run.connecting:  # uvloop's own end may wait for ever for one that is still being made
+            await asyncio.wait(run.connecting, timeout=CONNECTED_S)
         for connection in list(run.alive):
             connection.transport.abort()
     await asyncio.gather(*doing)
