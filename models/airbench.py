@@ -40,7 +40,7 @@ class Airbench(nn.Module):
     def begin(self, batches: Iterable[Tensor]) -> None:
         """Set the first convolution so that patches of normalised images come out uncorrelated, of variance 1.
 
-        The images come in `batches` float (N, 3, S, S), for their patches take a hundred times their own memory. Its
+        The images come in `batches` float (N, 3, S, S), for their patches take many times their own memory. Its
         filters are the eigenvectors of the patches' covariance over the roots of their eigenvalues, each with both
         signs, for the activation keeps only one.
         """

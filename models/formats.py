@@ -31,5 +31,5 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def hidden(name: str) -> bool:
-    """Whether a name is a program's own, like .ipynb_checkpoints, __MACOSX or @eaDir."""
-    return name.startswith((".", "__", "@eaDir"))
+    """Whether a name is a program's or a file system's own, like .ipynb_checkpoints, __MACOSX, @eaDir or lost+found."""
+    return name.startswith((".", "__", "@eaDir")) or name == "lost+found"

@@ -18,6 +18,7 @@ from threading import Thread
 from time import monotonic, sleep, time
 from typing import NamedTuple
 
+from models.formats import hidden
 from service.logs import logger
 from service.metrics import KEPT, KEPT_BYTES, Cells, Metrics
 from service.settings import Settings, SettingsError
@@ -51,7 +52,7 @@ def prepare(folder: Path, model: str, classes: Sequence[str]) -> Path:
         SettingsError: they cannot; one line.
     """
     for name in classes:
-        if "/" in name or "\0" in name or name.startswith((".", "__", "@eaDir")) or len(name.encode()) > NAME_BYTES:
+        if "/" in name or "\0" in name or hidden(name) or len(name.encode()) > NAME_BYTES:
             raise SettingsError(f"--keep-images: no folder that training reads can be called {name!r}, as a class is")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -25,8 +25,13 @@ class Store:
     folder: Path
 
     def names(self) -> list[str]:
-        """The versions that are there."""
-        return sorted(path.stem for path in self.folder.glob("*" + SUFFIX) if VERSION.fullmatch(path.stem))
+        """The versions that are there.
+
+        Raises:
+            OSError: the folder cannot be read; `glob` would find nothing.
+        """
+        files = [path for path in self.folder.iterdir() if path.suffix == SUFFIX]
+        return sorted(path.stem for path in files if VERSION.fullmatch(path.stem))
 
     def path(self, name: str) -> Path:
         """The file of a version.
@@ -59,21 +64,14 @@ def find(model: Path) -> list[tuple[Store, Path]]:
         if not model.is_dir():
             return [(Store(model.parent), model)]
         alone = Store(model)
-        below = [Store(folder) for folder in readable(model) if folder.is_dir() and not hidden(folder.name)]
-        for store in below:
-            readable(store.folder)
+        below = [Store(folder) for folder in sorted(model.iterdir()) if folder.is_dir() and not hidden(folder.name)]
+        stores = [alone] if alone.names() else [store for store in below if store.names()]
     except OSError as error:
         found = f"{error.strerror}: {error.filename}"
         raise ArtifactError(model, "an artifact or a folder of models that can be read", found) from None
-    stores = [store for store in ([alone] if alone.names() else below) if store.names()]
     if not stores:
         raise ArtifactError(model, "versions of a model, NAME/VERSION.pt", "none")
     return [(store, first(store)) for store in stores]
-
-
-def readable(folder: Path) -> list[Path]:
-    """What is in a folder, in order; `glob` would find nothing in one that may not be read."""
-    return sorted(folder.iterdir())
 
 
 def first(store: Store) -> Path:

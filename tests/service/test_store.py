@@ -97,6 +97,24 @@ def test_only_what_clients_rely_on_must_stay(change: dict[str, object], told: st
     assert told == differs(MANIFEST, MANIFEST.model_copy(update=change))
 
 
+def test_what_lies_beside_versions_and_what_a_file_system_keeps_for_itself_need_not_be_read(tmp_path: Path) -> None:
+    """A volume of its own has a lost+found, which root alone may read."""
+    folder(tmp_path / "one", "1.pt")
+    folder(tmp_path / "several" / "photos", "1.pt")
+    closed = [folder(tmp_path / "one" / "private"), folder(tmp_path / "several" / "lost+found")]
+    for path in closed:
+        path.chmod(0)
+    ask = "import sys; from pathlib import Path; from service.store import find; print(len(find(Path(sys.argv[1]))))"
+    for name in ("one", "several"):
+        (tmp_path / name / "photos" / "current" if name == "several" else tmp_path / name / "current").write_text("1")
+        command = [*UNPRIVILEGED, sys.executable, "-c", ask, str(tmp_path / name)]
+        found = subprocess.run(command, capture_output=True, text=True, cwd=HOUSE)
+
+        assert ("1\n", "") == (found.stdout, found.stderr)
+    for path in closed:
+        path.chmod(0o700)
+
+
 def test_a_folder_that_may_not_be_read_is_told_and_no_model_left_out(tmp_path: Path) -> None:
     folder(tmp_path / "models" / "photos", "1.pt")
     closed = folder(tmp_path / "models" / "secrets", "1.pt")
